@@ -1,0 +1,44 @@
+"""Every error a caller can meet, in one tree. `service.status` turns them into gRPC status codes, in one place."""
+
+from __future__ import annotations
+
+
+class ServiceError(Exception):
+    """Base of all errors that are answers: the message is meant for the caller."""
+
+
+class InvalidInput(ServiceError):
+    """The request is wrong. `field` says where, in the words of the proto: `images[3].encoded`, `top_k`."""
+
+    def __init__(self, field: str, problem: str) -> None:
+        super().__init__(f"{field}: {problem}")
+        self.field = field
+        self.problem = problem
+
+
+class ModelNotFound(ServiceError):
+    """No such model, or no such version of it, is served here."""
+
+
+class QueueFull(ServiceError):
+    """The queue is at its bound; nothing was queued. `retry_after` is in seconds, from the measured drain rate."""
+
+    def __init__(self, message: str, retry_after: float) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
+
+
+class DeadlineExceeded(ServiceError):
+    """The caller's deadline passed before compute began."""
+
+
+class Unavailable(ServiceError):
+    """The model is loading, or the server is draining: another replica, or a moment later, may answer."""
+
+
+class InternalError(ServiceError):
+    """A fault of ours. `error_id` is in the log, beside the stack that the caller does not get."""
+
+    def __init__(self, error_id: str) -> None:
+        super().__init__(f"internal error {error_id}")
+        self.error_id = error_id
