@@ -1,0 +1,62 @@
+# Everything a person types. Each target makes the environment it needs from the pinned, hashed requirements.
+#   make serve     serve the models in models/ (no torch)     make test      all tests
+#   make retrain   train, evaluate, export, publish           make lint      ruff and mypy
+#   make protos    remake the gRPC stubs                      make lock      remake requirements/
+
+PYTHON ?= python3
+SERVE := .venv
+DEV := .venv-dev
+# DATA: the original CIFAR-10 by default; or a folder or tar archive of pictures, train/<class>/ and test/<class>/.
+DATA ?= cifar10
+ARGS ?=
+
+.PHONY: serve test retrain lint format protos lock clean
+
+serve: $(SERVE)/.made
+	$(SERVE)/bin/cifarserve serve $(ARGS)
+
+test: $(DEV)/.made
+	$(DEV)/bin/python -m pytest $(ARGS)
+
+retrain: $(DEV)/.made
+	$(DEV)/bin/cifarserve retrain --data $(DATA) $(ARGS)
+
+lint: $(DEV)/.made
+	$(DEV)/bin/ruff check .
+	$(DEV)/bin/ruff format --check .
+	$(DEV)/bin/mypy
+
+format: $(DEV)/.made
+	$(DEV)/bin/ruff check --fix .
+	$(DEV)/bin/ruff format .
+
+protos: $(DEV)/.made
+	$(DEV)/bin/python protos/generate.py protos
+
+# uv comes from a hashed file too; it installs the rest several times faster than pip, in parallel.
+$(SERVE)/.made: requirements/bootstrap.txt requirements/cpu.txt pyproject.toml
+	$(PYTHON) -m venv --clear $(SERVE)
+	$(SERVE)/bin/pip install --quiet --disable-pip-version-check --require-hashes -r requirements/bootstrap.txt
+	$(SERVE)/bin/uv pip install --quiet --python $(SERVE)/bin/python --require-hashes -r requirements/cpu.txt
+	$(SERVE)/bin/uv pip install --quiet --python $(SERVE)/bin/python --no-deps --no-build-isolation --editable .
+	touch $@
+
+$(DEV)/.made: requirements/bootstrap.txt requirements/dev.txt pyproject.toml
+	$(PYTHON) -m venv --clear $(DEV)
+	$(DEV)/bin/pip install --quiet --disable-pip-version-check --require-hashes -r requirements/bootstrap.txt
+	$(DEV)/bin/uv pip install --quiet --python $(DEV)/bin/python --require-hashes -r requirements/dev.txt
+	$(DEV)/bin/uv pip install --quiet --python $(DEV)/bin/python --no-deps --no-build-isolation --editable .
+	touch $@
+
+# Resolved for every Python and platform that pyproject.toml admits. --upgrade takes the newest of everything.
+COMPILE = $(DEV)/bin/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header \
+	--no-emit-index-url --no-annotate --upgrade
+lock: $(DEV)/.made
+	$(COMPILE) requirements/bootstrap.in --output-file requirements/bootstrap.txt
+	$(COMPILE) pyproject.toml --extra cpu --output-file requirements/cpu.txt
+	$(COMPILE) pyproject.toml --extra gpu --output-file requirements/gpu.txt
+	$(COMPILE) pyproject.toml --extra cpu --extra train --output-file requirements/train.txt
+	$(COMPILE) pyproject.toml --extra cpu --extra train --group dev --output-file requirements/dev.txt
+
+clean:
+	rm -rf $(SERVE) $(DEV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,0 +1,243 @@
+"""The dynamic batcher: many callers' images in, full batches to the engine, each caller's own rows back.
+
+Work-conserving: an idle engine starts at once on whatever waits; while it computes, the queue grows, so that batches
+get larger just as load does. There is no delay timer. One task owns the queue and the engine; what is cancelled or
+past its deadline leaves the queue when the next batch is made up, before it costs compute.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from service.engine import Engine, Floats
+from service.errors import DeadlineExceeded, QueueFull, Unavailable
+from service.images import Pixels
+
+# Weight of the newest batch in the moving average of the drain rate: the last ten or so batches count.
+_RATE_WEIGHT = 0.2
+_MIN_RETRY_AFTER = 0.01  # seconds; sooner, a caller would only be turned away again
+_RETRY_AFTER_UNMEASURED = 1.0  # seconds, before the first batch has been timed
+
+
+class BatchObserver(Protocol):
+    """What the batcher reports of its work; `service.metrics` counts it."""
+
+    def queue_changed(self, images: int) -> None:
+        """`images` are now admitted and not yet computing."""
+
+    def left_queue(self, seconds: float) -> None:
+        """A request's first image goes to the engine, `seconds` after it was submitted."""
+
+    def computed(self, images: int, bucket: int, seconds: float) -> None:
+        """A batch of `images`, padded to `bucket`, took the engine `seconds`."""
+
+    def dropped(self, reason: str, images: int) -> None:
+        """`images` will not be computed: shed, expired or cancelled."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    probabilities: Floats  # [n, classes]
+    logits: Floats  # [n, classes]
+    queue_seconds: float  # from submission until the first image was computing
+    compute_seconds: float  # of all batches that held its images
+
+
+class Batcher:
+    """Stands between the servicers and one engine. To be used from one event loop.
+
+    `max_queue_images` bounds the images that are admitted (being decoded, or queued) and not yet computing.
+    """
+
+    def __init__(self, engine: Engine, *, max_queue_images: int, observer: BatchObserver) -> None:
+        self._engine = engine
+        self._max_queue_images = max_queue_images
+        self.observer = observer
+        self._queue: deque[Request] = deque()
+        self._admitted = 0
+        self._images_per_second = 0.0
+        self._closing = False
+        self._wake = asyncio.Event()
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="engine")
+        self._task = asyncio.create_task(self._serve(), name="batcher")
+
+    @contextmanager
+    def admit(self, images: int) -> Iterator[Request]:
+        """Claim room in the queue for `images`, before they are decoded; leaving the block gives back what is unused.
+
+        Raises QueueFull at once when there is no room, and Unavailable when the batcher is closing. A request
+        larger than the whole queue is admitted when nothing else waits: otherwise it never would be.
+        """
+        if self._closing:
+            raise Unavailable("this version of the model is being unloaded")
+        if self._admitted and self._admitted + images > self._max_queue_images:
+            self.observer.dropped("shed", images)
+            raise QueueFull(f"{self._admitted} images wait, the limit is {self._max_queue_images}", self._wait(images))
+        request = Request(self, images)
+        self._admit(images)
+        try:
+            yield request
+        except asyncio.CancelledError:
+            self.observer.dropped("cancelled", request.unclaimed)
+            raise
+        finally:
+            self._admit(-request.abandon())
+
+    async def close(self) -> None:
+        """Admit nothing more, finish what is admitted, then end the engine's thread."""
+        self._closing = True
+        self._wake.set()
+        await self._task
+        self._thread.shutdown()
+
+    def enqueue(self, request: Request) -> None:
+        self._queue.append(request)
+        self._wake.set()
+
+    def _admit(self, images: int) -> None:
+        self._admitted += images
+        self.observer.queue_changed(self._admitted)
+        if self._closing and not self._admitted:
+            self._wake.set()
+
+    def _wait(self, images: int) -> float:
+        """Seconds until the queue has room for `images`, by the rate of the last batches."""
+        if not self._images_per_second:
+            return _RETRY_AFTER_UNMEASURED
+        excess = self._admitted + images - self._max_queue_images
+        return max(_MIN_RETRY_AFTER, excess / self._images_per_second)
+
+    async def _serve(self) -> None:
+        loop = asyncio.get_running_loop()
+        while self._admitted or not self._closing:
+            if batch := self._next_batch():
+                await self._compute(loop, batch)
+            else:
+                self._wake.clear()
+                await self._wake.wait()
+
+    def _next_batch(self) -> list[tuple[Request, Pixels]]:
+        """The oldest live images, up to the largest bucket, with the requests they belong to."""
+        batch: list[tuple[Request, Pixels]] = []
+        room = self._engine.max_batch_size
+        now = time.monotonic()
+        while self._queue and room:
+            request = self._queue[0]
+            if request.is_dead(now):
+                self._queue.popleft()
+                continue
+            if request.untouched:
+                self.observer.left_queue(request.start(now))
+            images = request.claim(room)
+            self._admit(-len(images))
+            batch.append((request, images))
+            room -= len(images)
+            if not request.unclaimed:
+                self._queue.popleft()
+        return batch
+
+    async def _compute(self, loop: asyncio.AbstractEventLoop, batch: list[tuple[Request, Pixels]]) -> None:
+        started = time.monotonic()
+        try:
+            pixels = [images for _, images in batch]
+            images = pixels[0] if len(pixels) == 1 else np.concatenate(pixels)
+            outputs = await loop.run_in_executor(self._thread, self._engine.run, images)
+        except Exception as error:  # whatever the engine raises is the answer of this batch, and of no other
+            for request, _ in batch:
+                request.fail(error)
+            return
+        seconds = time.monotonic() - started
+        self._measure(len(images), seconds)
+        first = 0
+        for request, part in batch:
+            rows = slice(first, first + len(part))
+            request.take(outputs.probabilities[rows], outputs.logits[rows], seconds)
+            first += len(part)
+
+    def _measure(self, images: int, seconds: float) -> None:
+        self.observer.computed(images, self._engine.bucket(images), seconds)
+        weight = _RATE_WEIGHT if self._images_per_second else 1.0
+        self._images_per_second += weight * (images / seconds - self._images_per_second)
+
+
+class Request:
+    """One caller's images on their way through the batcher: admitted, submitted, claimed by batches, answered."""
+
+    def __init__(self, batcher: Batcher, images: int) -> None:
+        self.unclaimed = images  # not yet computing; these count against the queue's bound
+        self._batcher = batcher
+        self._count = images
+        self._images: Pixels | None = None
+        self._deadline: float | None = None
+        self._answer: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
+        self._rows: list[tuple[Floats, Floats]] = []
+        self._submitted = self._queue_seconds = self._compute_seconds = 0.0
+
+    async def compute(self, images: Pixels, deadline: float | None = None) -> Answer:
+        """Queue uint8 [n, height, width, channels], n as admitted, and wait for their rows.
+
+        `deadline` is in seconds on time.monotonic()'s clock. Raises DeadlineExceeded when it passes before compute
+        begins, and whatever the engine raises.
+        """
+        if len(images) != self._count:
+            raise ValueError(f"{self._count} images were admitted, {len(images)} submitted")
+        self._images, self._deadline, self._submitted = images, deadline, time.monotonic()
+        self._batcher.enqueue(self)
+        return await self._answer
+
+    @property
+    def untouched(self) -> bool:
+        """Whether no batch has claimed any of its images."""
+        return self.unclaimed == self._count
+
+    def is_dead(self, now: float) -> bool:
+        """Whether nobody waits for it any more. A deadline counts only until compute has begun."""
+        if not self._answer.done() and self._deadline is not None and self._deadline <= now and self.untouched:
+            self._batcher.observer.dropped("expired", self.unclaimed)
+            self._answer.set_exception(DeadlineExceeded("the deadline passed while the request waited in the queue"))
+        return self._answer.done()
+
+    def start(self, now: float) -> float:
+        """Note that compute begins; returns the seconds it waited."""
+        self._queue_seconds = now - self._submitted
+        return self._queue_seconds
+
+    def claim(self, room: int) -> Pixels:
+        """The next images, at most `room`, for a batch."""
+        assert self._images is not None
+        first = self._count - self.unclaimed
+        images = self._images[first : first + room]
+        self.unclaimed -= len(images)
+        return images
+
+    def take(self, probabilities: Floats, logits: Floats, seconds: float) -> None:
+        """Rows of its next images, from a batch that took `seconds`; the last ones complete the answer."""
+        if self._answer.done():
+            return
+        self._rows.append((probabilities, logits))
+        self._compute_seconds += seconds
+        if sum(len(rows) for rows, _ in self._rows) < self._count:
+            return
+        if len(self._rows) > 1:
+            probabilities, logits = (np.concatenate(parts) for parts in zip(*self._rows, strict=True))
+        self._answer.set_result(Answer(probabilities, logits, self._queue_seconds, self._compute_seconds))
+
+    def fail(self, error: Exception) -> None:
+        if not self._answer.done():
+            self._answer.set_exception(error)
+
+    def abandon(self) -> int:
+        """Nobody waits any more: let the images go, and return how many of them still counted against the queue."""
+        self._answer.cancel()
+        self._images = None
+        unclaimed, self.unclaimed = self.unclaimed, 0
+        return unclaimed

@@ -1,0 +1,157 @@
+"""The command line: `cifarserve serve | classify | models | train | evaluate | export | publish | retrain`."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import logging
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+USAGE_ERROR = 2  # as argparse
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit status: 0 done, 1 it failed, 2 it was asked for wrongly."""
+    options = _parser().parse_args(arguments)
+    try:
+        status: int = options.func(options)
+    except KeyboardInterrupt:
+        return 130
+    return status
+
+
+def _parser() -> argparse.ArgumentParser:
+    from service import config
+
+    parser = argparse.ArgumentParser(prog="cifarserve", description="An image-classification service, whole.")
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+
+    serve = commands.add_parser("serve", help="serve the models of a repository over gRPC")
+    config.add_flags(serve)
+    serve.set_defaults(func=_serve)
+
+    classify = commands.add_parser("classify", help="ask a server what pictures show")
+    classify.add_argument("images", nargs="+", type=Path, metavar="IMAGE", help="JPEG, PNG, WebP, BMP or GIF file")
+    classify.add_argument("--target", default="localhost:8001", help="address of the server (default: %(default)s)")
+    classify.add_argument("--model", default="", help="name of the model (default: the only one)")
+    classify.add_argument("--version", type=int, default=0, help="version of the model (default: the highest)")
+    classify.add_argument("--top-k", type=int, default=3, help="classes to show for each (default: %(default)s)")
+    classify.add_argument("--timeout", type=float, default=10.0, help="seconds to wait (default: %(default)s)")
+    classify.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    classify.set_defaults(func=_classify)
+
+    models = commands.add_parser("models", help="list what a server serves")
+    models.add_argument("--target", default="localhost:8001", help="address of the server (default: %(default)s)")
+    models.set_defaults(func=_models)
+
+    from training.cli import add_subcommands
+
+    add_subcommands(commands)
+    return parser
+
+
+def _serve(options: argparse.Namespace) -> int:
+    from service import config
+    from service.repository import LoadError
+    from service.server import Server, StartError, run
+
+    try:
+        settings = config.load(vars(options))
+    except config.ConfigError as error:
+        return _fail(str(error), USAGE_ERROR)
+    logging.basicConfig(
+        level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr
+    )
+
+    def announce(server: Server) -> None:
+        for model in server.repository.models():
+            print(
+                f"serving {model.title} ({len(model.manifest.labels)} classes,"
+                f" accuracy {model.manifest.evaluation['accuracy']:.2%}) on {model.engine.provider},"
+                f" {model.engine.precision}"
+            )
+        print(f"gRPC     {settings.host}:{server.port}")
+        print(f"metrics  http://{settings.host}:{server.metrics_port}/metrics")
+        print(f"try      cifarserve classify --target {settings.host}:{server.port} PICTURE", flush=True)
+
+    try:
+        asyncio.run(run(settings, announce))
+    except (LoadError, StartError) as error:
+        return _fail(str(error))
+    except asyncio.CancelledError:
+        return _fail("stopped by a second signal; calls that were not done are lost")
+    return 0
+
+
+def _classify(options: argparse.Namespace) -> int:
+    from service.client import Client, ClientError
+
+    choice = {"model": options.model, "version": options.version, "top_k": options.top_k, "timeout": options.timeout}
+    try:
+        with Client(options.target) as client:
+            predictions = client.classify(options.images, **choice)
+    except OSError as error:
+        return _fail(f"{error.filename}: {error.strerror}", USAGE_ERROR)
+    except ClientError as error:
+        return _fail(_with_file_names(error, options.images))
+    if options.json:
+        records = [
+            {
+                "image": str(path),
+                "model": prediction.model,
+                "version": prediction.version,
+                "classes": [vars(one) for one in prediction.classes],
+            }
+            for path, prediction in zip(options.images, predictions, strict=True)
+        ]
+        print(json.dumps(records, indent=2))
+        return 0
+    table = Table("image", "label", "probability", title=f"{predictions[0].model} version {predictions[0].version}")
+    for path, prediction in zip(options.images, predictions, strict=True):
+        for rank, one in enumerate(prediction.classes):
+            bar = "█" * round(20 * one.probability)
+            table.add_row(path.name if rank == 0 else "", one.label, f"{one.probability:6.1%} {bar}")
+        table.add_section()
+    Console().print(table)
+    return 0
+
+
+def _with_file_names(error: Exception, paths: Sequence[Path]) -> str:
+    """The message with images[2] replaced by the file that it was."""
+    message = str(error)
+    for index, path in enumerate(paths):
+        message = message.replace(f"images[{index}].encoded", str(path))
+    return message
+
+
+def _models(options: argparse.Namespace) -> int:
+    from service.client import Client, ClientError
+
+    try:
+        with Client(options.target) as client:
+            models = client.models()
+    except ClientError as error:
+        return _fail(str(error))
+    table = Table("model", "version", "classes", "accuracy", "tested on", "provider", "precision", "created")
+    for model in models:
+        table.add_row(
+            model.name, str(model.version), str(len(model.labels)), f"{model.evaluation.accuracy:.2%}",
+            f"{model.dataset}, {model.evaluation.images} images", model.provider, model.precision, model.created,
+        )  # fmt: skip
+    Console().print(table)
+    return 0
+
+
+def _fail(message: str, status: int = 1) -> int:
+    print(f"cifarserve: {message}", file=sys.stderr)
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main())

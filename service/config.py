@@ -1,0 +1,153 @@
+"""Every setting of the server, in one typed place: defaults < file < environment < command line.
+
+The field `max_batch_size` is `max_batch_size = 64` in cifarserve.toml, `CIFARSERVE_MAX_BATCH_SIZE=64` in the
+environment and `--max-batch-size 64` on the command line. A wrong value is reported with the place it came from.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import os
+import tomllib
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from service.images import DEFAULT_MAX_PIXELS
+
+ENVIRONMENT_PREFIX = "CIFARSERVE_"
+DEFAULT_FILE = Path("cifarserve.toml")
+
+
+class ConfigError(ValueError):
+    """A setting is wrong. The message names the setting and where it was given."""
+
+
+def _setting(default: Any, description: str, **limits: Any) -> Any:
+    """A field with its one-line description and limits: `least`, `most`, `choices`."""
+    return field(default=default, metadata={"help": description, **limits})
+
+
+@dataclass(frozen=True)
+class Settings:
+    """All settings, checked. Sizes are in bytes, times in seconds, queues in images."""
+
+    model_repository: Path = _setting(Path("models"), "folder that holds <model>/<version>/")
+    host: str = _setting("127.0.0.1", "address to listen on, for gRPC and metrics")
+    port: int = _setting(8001, "gRPC port; 0 takes a free one", least=0, most=65535)
+    metrics_port: int = _setting(8002, "port of /metrics; 0 takes a free one", least=0, most=65535)
+    provider: str = _setting(
+        "auto", "what computes; auto takes the first of cuda, openvino, cpu that is really there",
+        choices=("auto", "cpu", "openvino", "cuda", "tensorrt"),
+    )  # fmt: skip
+    threads: int = _setting(0, "threads that compute; 0: the cores this process may use", least=0, most=1024)
+    decode_threads: int = _setting(
+        0, "threads that decode pictures; 0: the cores this process may use", least=0, most=1024
+    )
+    max_batch_size: int = _setting(64, "most images computed at once", least=1, most=4096)
+    max_queue_images: int = _setting(1024, "images that may wait; beyond, requests are shed", least=1)
+    max_images_per_request: int = _setting(256, "images in one request", least=1)
+    max_message_bytes: int = _setting(32 << 20, "size of one message", least=1024, most=(1 << 31) - 1)
+    max_image_pixels: int = _setting(
+        DEFAULT_MAX_PIXELS, "width x height of one picture, checked before decoding", least=1
+    )
+    stream_window: int = _setting(64, "requests of one stream that are worked on at once", least=1)
+    lame_duck_seconds: float = _setting(
+        0.0, "after SIGTERM, time from health NOT_SERVING until new calls are refused", least=0.0
+    )
+    drain_seconds: float = _setting(30.0, "after SIGTERM, longest wait for accepted calls to finish", least=0.0)
+    log_level: str = _setting("info", "least severe lines to log", choices=("debug", "info", "warning", "error"))
+
+    def __post_init__(self) -> None:
+        if self.max_images_per_request > self.max_queue_images:
+            raise ConfigError("max_images_per_request: must not be above max_queue_images")
+
+
+FIELDS = {field.name: field for field in dataclasses.fields(Settings)}
+TYPES: dict[str, type] = typing.get_type_hints(Settings)
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    """One flag for each setting, and `--config` for the file. Absent flags leave nothing in the namespace."""
+    parser.add_argument("--config", type=Path, help=f"settings file (default: {DEFAULT_FILE}, when it is there)")
+    for name, setting in FIELDS.items():
+        parser.add_argument(
+            flag(name),
+            dest=name,
+            default=argparse.SUPPRESS,
+            metavar=_metavar(name),
+            help=f"{setting.metadata['help']} (default: {setting.default})",
+        )
+
+
+def load(flags: Mapping[str, Any], environment: Mapping[str, str] | None = None) -> Settings:
+    """Settings from all sources. `flags` maps field names to text, as argparse gives it, and `config` to the file.
+
+    Raises ConfigError naming the source and the key.
+    """
+    environment = os.environ if environment is None else environment
+    values = _from_file(flags.get("config"))
+    for name in FIELDS:
+        variable = ENVIRONMENT_PREFIX + name.upper()
+        if variable in environment:
+            values[name] = _parse(name, environment[variable], variable)
+    values |= {name: _parse(name, flags[name], flag(name)) for name in FIELDS if name in flags}
+    return Settings(**values)
+
+
+def flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+def _metavar(name: str) -> str:
+    return "{" + ",".join(choices) + "}" if (choices := FIELDS[name].metadata.get("choices")) else TYPES[name].__name__
+
+
+def _from_file(given: Path | None) -> dict[str, Any]:
+    path = given or DEFAULT_FILE
+    if given is None and not path.exists():
+        return {}
+    try:
+        document = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise ConfigError(f"{path}: {error}") from None
+    for name in document:
+        if name not in FIELDS:
+            raise ConfigError(f"{path}: {name}: there is no such setting")
+    return {name: _check(name, value, f"{path}: {name}") for name, value in document.items()}
+
+
+def _parse(name: str, text: str, source: str) -> Any:
+    """Text from the environment or the command line to the field's type."""
+    kind = TYPES[name]
+    try:
+        value = kind(text)
+    except ValueError:
+        raise ConfigError(f"{source}: {text!r} is not {_article(kind)}") from None
+    return _check(name, value, source)
+
+
+def _check(name: str, value: Any, source: str) -> Any:
+    """The value in the field's type and within its limits."""
+    kind = TYPES[name]
+    if kind is Path and isinstance(value, str):
+        value = Path(value)
+    if kind is float and type(value) is int:
+        value = float(value)
+    if type(value) is not kind and not (kind is Path and isinstance(value, Path)):
+        raise ConfigError(f"{source}: must be {_article(kind)}, not {value!r}")
+    limits = FIELDS[name].metadata
+    if "choices" in limits and value not in limits["choices"]:
+        raise ConfigError(f"{source}: {value!r} is not one of {', '.join(limits['choices'])}")
+    if "least" in limits and not value >= limits["least"]:  # not >=, so that NaN fails too
+        raise ConfigError(f"{source}: must be at least {limits['least']}, is {value}")
+    if "most" in limits and value > limits["most"]:
+        raise ConfigError(f"{source}: must be at most {limits['most']}, is {value}")
+    return value
+
+
+def _article(kind: type) -> str:
+    return {int: "a whole number", float: "a number", str: "text", Path: "a path"}[kind]

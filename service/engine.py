@@ -1,0 +1,132 @@
+"""One ONNX Runtime session of one model version: padded to buckets, warmed, and checked against golden outputs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import onnxruntime as ort
+
+from service import providers
+from service.images import Pixels
+
+Floats = npt.NDArray[np.float32]
+
+# Largest difference of a probability from PyTorch's fp32 that a provider may show, by the precision it computes in.
+# fp32: two orders above what reordered sums give; the others: what their bits of fraction (7, 10, 8) lead to
+# at a softmax, with a margin of about two.
+TOLERANCE = {"fp32": 1e-3, "fp16": 2e-2, "bf16": 8e-2, "int8": 1.5e-1}
+
+
+class EngineError(RuntimeError):
+    """The model does not load, has another signature than a classifier, or gives wrong answers here."""
+
+
+@dataclass(frozen=True)
+class Outputs:
+    probabilities: Floats  # [n, classes], each row sums to 1
+    logits: Floats  # [n, classes]
+
+
+class Engine:
+    """Runs batches of images. Not thread-safe: one thread at a time calls `run`.
+
+    A batch is padded up to a bucket (1, 2, 4 ... max_batch_size), so that the providers, which compile or tune for
+    each shape they meet, meet only shapes that were warmed.
+    """
+
+    def __init__(
+        self,
+        model: Path,
+        *,
+        provider: str = providers.AUTO,
+        precisions: tuple[str, ...] = ("fp32",),
+        threads: int = 1,
+        max_batch_size: int = 64,
+    ) -> None:
+        """Open `model` on `provider`; `precisions` are those it may compute in, its own first.
+
+        Raises EngineError when the session cannot be made on that provider, or the graph is no image classifier.
+        """
+        try:
+            if provider == providers.AUTO:
+                session, precision, provider = providers.open_first(model, precisions, threads)
+            else:
+                session, precision = providers.open_session(model, provider, precisions, threads)
+        except providers.ProviderError as error:
+            raise EngineError(str(error)) from error
+        self._session = session
+        self.precision = precision
+        self.provider = providers.NAMES[provider]
+        self.buckets = batch_buckets(max_batch_size)
+        self.image_shape = _image_shape(session)
+        self._padded = np.zeros((max_batch_size, *self.image_shape), np.uint8)
+
+    @property
+    def max_batch_size(self) -> int:
+        return self.buckets[-1]
+
+    def bucket(self, images: int) -> int:
+        """The number of rows that a batch of `images` is computed with."""
+        return next(bucket for bucket in self.buckets if bucket >= images)
+
+    def run(self, images: Pixels) -> Outputs:
+        """Classify uint8 [n, height, width, channels], 1 <= n <= max_batch_size."""
+        count = len(images)
+        bucket = self.bucket(count)
+        if bucket != count:
+            # Rows past `count` hold what an earlier batch left there: valid pixels, whose results are dropped.
+            self._padded[:count] = images
+            images = self._padded[:bucket]
+        probabilities, logits = self._session.run(("probabilities", "logits"), {"image": images})
+        return Outputs(probabilities[:count], logits[:count])
+
+    def warm_up(self) -> None:
+        """Run every bucket once, so that no caller waits for a provider to compile or tune for its shape."""
+        for bucket in self.buckets:
+            self.run(self._padded[:bucket])
+
+    def check_golden(self, golden: Path) -> None:
+        """Replay the inputs of golden.npz; raise EngineError when a probability is off by more than TOLERANCE."""
+        try:
+            with np.load(golden, allow_pickle=False) as arrays:
+                images, expected = arrays["image"], arrays["probabilities"]
+        except (OSError, ValueError, KeyError, EOFError) as error:
+            raise EngineError(f"{golden.name} is not readable: {error}") from error
+        if images.dtype != np.uint8 or images.shape[1:] != self.image_shape or len(images) != len(expected):
+            raise EngineError(f"{golden.name}: images {images.dtype} {images.shape} do not fit the model")
+        step = self.max_batch_size
+        outputs = [self.run(images[start : start + step]).probabilities for start in range(0, len(images), step)]
+        found = np.concatenate(outputs)
+        if found.shape != expected.shape:
+            raise EngineError(f"{golden.name}: the model gives {found.shape}, PyTorch gave {expected.shape}")
+        difference = float(np.abs(found - expected).max())
+        if not difference <= TOLERANCE[self.precision]:  # not <=, so that NaN fails too
+            raise EngineError(
+                f"golden outputs differ by {difference:.2g} on {self.provider} in {self.precision};"
+                f" at most {TOLERANCE[self.precision]:.2g} is allowed"
+            )
+
+
+def batch_buckets(max_batch_size: int) -> tuple[int, ...]:
+    """Powers of two below `max_batch_size`, and that size itself: 48 gives (1, 2, 4, 8, 16, 32, 48)."""
+    if max_batch_size < 1:
+        raise ValueError(f"max_batch_size must be at least 1, is {max_batch_size}")
+    powers = [1 << bits for bits in range(max_batch_size.bit_length()) if 1 << bits < max_batch_size]
+    return (*powers, max_batch_size)
+
+
+def _image_shape(session: ort.InferenceSession) -> tuple[int, int, int]:
+    """Height, width, channels of the graph's input. Raises EngineError when it is not the design's signature."""
+    inputs = {value.name: (value.type, value.shape) for value in session.get_inputs()}
+    outputs = {value.name: value.type for value in session.get_outputs()}
+    kind, shape = inputs.get("image", ("", []))
+    sized = len(shape) == 4 and all(isinstance(size, int) for size in shape[1:])
+    if len(inputs) != 1 or kind != "tensor(uint8)" or not sized or isinstance(shape[0], int):
+        raise EngineError(f"the model's input must be image: uint8 [n, height, width, channels], is {inputs}")
+    if any(outputs.get(name) != "tensor(float)" for name in ("probabilities", "logits")):
+        raise EngineError(f"the model's outputs must be probabilities and logits, float32; they are {outputs}")
+    height, width, channels = shape[1:]
+    return height, width, channels

@@ -1,0 +1,66 @@
+"""grpc.health.v1: Check and Watch, for the server ("") and for each model by name.
+
+Our own and not grpcio-health-checking's servicer (whose stubs it uses), because there one watcher that leaves cuts off
+the other watchers of the same name, one that reads nothing blocks every change of state, and a watch never ends, which
+holds up a graceful stop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable
+from typing import Any
+
+import grpc
+from grpc_health.v1 import health_pb2 as pb
+from grpc_health.v1 import health_pb2_grpc as pb_grpc
+
+_Context = grpc.aio.ServicerContext[Any, Any]
+SERVING = pb.HealthCheckResponse.SERVING
+NOT_SERVING = pb.HealthCheckResponse.NOT_SERVING
+_UNKNOWN = pb.HealthCheckResponse.SERVICE_UNKNOWN
+
+
+class Health(pb_grpc.HealthServicer):
+    """The state of each name. To be used from one event loop."""
+
+    def __init__(self) -> None:
+        self._states: dict[str, Any] = {"": NOT_SERVING}
+        self._changed = asyncio.Event()  # replaced at every change, so that each watcher sees each one
+        self._ending = False
+
+    def serving(self, names: Iterable[str]) -> None:
+        """Exactly these names are SERVING; those that were and are not among them become NOT_SERVING."""
+        self._change(dict.fromkeys(self._states, NOT_SERVING) | dict.fromkeys(names, SERVING))
+
+    def not_serving(self) -> None:
+        self.serving(())
+
+    def end_watches(self) -> None:
+        """Let every Watch return UNAVAILABLE after it has reported the present state."""
+        self._ending = True
+        self._change(self._states)
+
+    async def Check(self, request: pb.HealthCheckRequest, context: _Context) -> pb.HealthCheckResponse:  # noqa: N802
+        state = self._states.get(request.service)
+        if state is None:
+            await context.abort(grpc.StatusCode.NOT_FOUND, "no such service or model")
+        return pb.HealthCheckResponse(status=state)
+
+    async def Watch(self, request: pb.HealthCheckRequest, context: _Context) -> None:  # noqa: N802
+        reported = None
+        while True:
+            changed = self._changed
+            state = self._states.get(request.service, _UNKNOWN)
+            if state != reported:
+                reported = state
+                await context.write(pb.HealthCheckResponse(status=state))
+            elif self._ending:
+                await context.abort(grpc.StatusCode.UNAVAILABLE, "the server is draining")
+            else:
+                await changed.wait()
+
+    def _change(self, states: dict[str, Any]) -> None:
+        self._states = states
+        changed, self._changed = self._changed, asyncio.Event()
+        changed.set()

@@ -1,0 +1,101 @@
+"""Prometheus metrics of the service. Names and labels follow Prometheus' conventions: base units, `_total`.
+
+Label values are bounded: a model that is not served counts under an empty name, never under what a client sent.
+"""
+
+from __future__ import annotations
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client.gc_collector import GCCollector
+from prometheus_client.platform_collector import PlatformCollector
+from prometheus_client.process_collector import ProcessCollector
+
+# 100 microseconds to 10 seconds, three to a decade.
+SECONDS = (0.0001, 0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
+BATCH_IMAGES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
+_VERSION = ("model", "version")
+
+
+class Metrics:
+    """The metrics of one server, in a registry of their own."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        for collector in (ProcessCollector, PlatformCollector, GCCollector):
+            collector(registry=self.registry)
+        self._requests = self._counter("requests", "Requests answered, by gRPC status code.", "code")
+        self._request_seconds = self._seconds("request", "From a request's arrival to its answer.")
+        self._queue_seconds = self._seconds("queue", "From a request's last decoded image to its first batch.")
+        self._compute_seconds = self._seconds("compute", "One batch in the engine.")
+        self._images = self._counter("images", "Images computed.")
+        self._padding = self._counter("padding_images", "Rows computed only to fill a batch up to its bucket.")
+        self._dropped = self._counter("dropped_images", "Images not computed: shed, expired or cancelled.", "reason")
+        self._batch_images = Histogram(
+            "cifarserve_batch_images", "Images in one batch, without padding.", _VERSION,
+            buckets=BATCH_IMAGES, registry=self.registry,
+        )  # fmt: skip
+        self._queue_images = Gauge(
+            "cifarserve_queue_images", "Images admitted and not yet computing.", _VERSION, registry=self.registry
+        )
+        self._model_info = Gauge(
+            "cifarserve_model_info", "1 for each version that is served, with what computes it.",
+            (*_VERSION, "provider", "precision"), registry=self.registry,
+        )  # fmt: skip
+
+    def version(self, model: str, version: int) -> VersionMetrics:
+        """The metrics of one version of one model."""
+        return VersionMetrics(self, model, str(version))
+
+    def unknown(self, code: str) -> None:
+        """Count a request for a model or version that is not served."""
+        self._requests.labels("", "", code).inc()
+
+    def _counter(self, name: str, documentation: str, *labels: str) -> Counter:
+        return Counter(f"cifarserve_{name}", documentation, (*_VERSION, *labels), registry=self.registry)
+
+    def _seconds(self, stage: str, documentation: str) -> Histogram:
+        return Histogram(
+            f"cifarserve_{stage}_seconds", documentation, _VERSION, buckets=SECONDS, registry=self.registry
+        )
+
+
+class VersionMetrics:
+    """The metrics of one version with its labels already looked up. A `batching.BatchObserver`."""
+
+    def __init__(self, metrics: Metrics, model: str, version: str) -> None:
+        labels = (model, version)
+        self._labels = labels
+        self._metrics = metrics
+        self._request_seconds = metrics._request_seconds.labels(*labels)
+        self._queue_seconds = metrics._queue_seconds.labels(*labels)
+        self._compute_seconds = metrics._compute_seconds.labels(*labels)
+        self._images = metrics._images.labels(*labels)
+        self._padding = metrics._padding.labels(*labels)
+        self._batch_images = metrics._batch_images.labels(*labels)
+        self._queue_images = metrics._queue_images.labels(*labels)
+
+    def serving(self, provider: str, precision: str) -> None:
+        self._metrics._model_info.labels(*self._labels, provider, precision).set(1)
+
+    def retired(self, provider: str, precision: str) -> None:
+        self._metrics._model_info.remove(*self._labels, provider, precision)
+        self._metrics._queue_images.remove(*self._labels)
+
+    def answered(self, code: str, seconds: float) -> None:
+        self._metrics._requests.labels(*self._labels, code).inc()
+        self._request_seconds.observe(seconds)
+
+    def queue_changed(self, images: int) -> None:
+        self._queue_images.set(images)
+
+    def left_queue(self, seconds: float) -> None:
+        self._queue_seconds.observe(seconds)
+
+    def computed(self, images: int, bucket: int, seconds: float) -> None:
+        self._images.inc(images)
+        self._padding.inc(bucket - images)
+        self._batch_images.observe(images)
+        self._compute_seconds.observe(seconds)
+
+    def dropped(self, reason: str, images: int) -> None:
+        self._metrics._dropped.labels(*self._labels, reason).inc(images)

@@ -1,0 +1,144 @@
+"""Assembles the gRPC server and its metrics endpoint, runs them until a signal comes, and drains."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from wsgiref.simple_server import WSGIServer
+
+import grpc
+import prometheus_client
+from cifarserve.v1 import classifier_pb2, classifier_pb2_grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+
+from service import cpu
+from service.classifier import Classifier
+from service.config import Settings
+from service.health import Health
+from service.metrics import Metrics
+from service.repository import Repository
+
+log = logging.getLogger(__name__)
+
+SERVICE_NAME = classifier_pb2.DESCRIPTOR.services_by_name["Classifier"].full_name
+HEALTH_NAME = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
+
+
+class StartError(RuntimeError):
+    """The server cannot start: a port is taken."""
+
+
+class Server:
+    """One server on one event loop: `await start()`, then `await stop()`."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.metrics = Metrics()
+        self.repository = Repository(settings, self.metrics)
+        self.port = 0
+        self.metrics_port = 0
+        self._decoders = ThreadPoolExecutor(settings.decode_threads or cpu.usable_cores(), "decode")
+        self._classifier = Classifier(self.repository, settings, self.metrics, self._decoders)
+        self._health = Health()
+        self._grpc = self._make_grpc_server()
+        self._http: WSGIServer | None = None
+
+    async def start(self) -> None:
+        """Listen, load the models, then report SERVING. Calls that come before that are answered UNAVAILABLE.
+
+        Raises StartError when a port is taken and repository.LoadError when a model cannot be served.
+        """
+        self._listen()
+        await self._grpc.start()
+        await self.repository.start()
+        self._report_serving()
+
+    async def refresh(self) -> None:
+        """Look for new versions in the model repository and serve them."""
+        await self.repository.refresh()
+        self._report_serving()
+
+    async def stop(self) -> None:
+        """Drain: report NOT_SERVING, wait the lame-duck time, refuse new calls, answer every accepted one.
+
+        Takes at most lame_duck_seconds + drain_seconds; calls that are not done by then are cancelled.
+        """
+        self._health.not_serving()
+        await asyncio.sleep(self.settings.lame_duck_seconds)
+        log.info("draining")
+        self._health.end_watches()
+        self._classifier.drain()
+        await self._grpc.stop(self.settings.drain_seconds)
+        await self.repository.close()
+        self._decoders.shutdown()
+        if self._http is not None:
+            self._http.shutdown()
+            self._http.server_close()
+        log.info("stopped")
+
+    def _make_grpc_server(self) -> grpc.aio.Server:
+        options = [
+            ("grpc.max_receive_message_length", self.settings.max_message_bytes),
+            ("grpc.max_send_message_length", -1),
+            # Otherwise a second server on the port would start without an error and take half of the calls.
+            ("grpc.so_reuseport", 0),
+        ]
+        server = grpc.aio.server(options=options)
+        classifier_pb2_grpc.add_ClassifierServicer_to_server(self._classifier, server)
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
+        reflection.enable_server_reflection((SERVICE_NAME, HEALTH_NAME, reflection.SERVICE_NAME), server)
+        return server
+
+    def _listen(self) -> None:
+        settings = self.settings
+        host = f"[{settings.host}]" if ":" in settings.host else settings.host
+        try:
+            self.port = self._grpc.add_insecure_port(f"{host}:{settings.port}")
+        except RuntimeError as error:
+            raise StartError(f"port: cannot listen on {host}:{settings.port}: {error}") from None
+        try:
+            self._http, _ = prometheus_client.start_http_server(
+                settings.metrics_port, settings.host, self.metrics.registry
+            )
+        except OSError as error:
+            raise StartError(
+                f"metrics_port: cannot listen on {host}:{settings.metrics_port}: {error.strerror}"
+            ) from None
+        self.metrics_port = self._http.server_port
+
+    def _report_serving(self) -> None:
+        models = (model.manifest.name for model in self.repository.models())
+        self._health.serving(("", SERVICE_NAME, *models))
+
+
+async def run(settings: Settings, started: Callable[[Server], None]) -> None:
+    """Serve until SIGTERM or SIGINT, then drain; a second signal stops at once. SIGHUP looks for new versions.
+
+    Calls `started` once the models are ready. Raises what Server.start raises, and CancelledError when a second
+    signal came before everything accepted was answered.
+    """
+    loop = asyncio.get_running_loop()
+    main = asyncio.current_task()
+    assert main is not None
+    stop = asyncio.Event()
+
+    def on_signal() -> None:
+        if stop.is_set():
+            main.cancel()
+        stop.set()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, on_signal)
+    server = Server(settings)
+    refreshes: set[asyncio.Task[None]] = set()
+    try:
+        await server.start()
+        started(server)
+        loop.add_signal_handler(signal.SIGHUP, lambda: refreshes.add(asyncio.create_task(server.refresh())))
+        await stop.wait()
+    finally:
+        await server.stop()

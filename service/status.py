@@ -1,0 +1,64 @@
+"""The one place where errors become gRPC status codes, with `google.rpc` details that a program can read."""
+
+from __future__ import annotations
+
+import logging
+import secrets
+from typing import Any
+
+import grpc
+from google.rpc import error_details_pb2, status_pb2
+
+from service import errors
+
+log = logging.getLogger(__name__)
+
+# Where grpc-status puts a google.rpc.Status; fixed by the gRPC richer error model.
+DETAILS_KEY = "grpc-status-details-bin"
+_DOMAIN = "cifarserve"
+
+_CODES: dict[type[errors.ServiceError], grpc.StatusCode] = {
+    errors.InvalidInput: grpc.StatusCode.INVALID_ARGUMENT,
+    errors.ModelNotFound: grpc.StatusCode.NOT_FOUND,
+    errors.QueueFull: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    errors.DeadlineExceeded: grpc.StatusCode.DEADLINE_EXCEEDED,
+    errors.Unavailable: grpc.StatusCode.UNAVAILABLE,
+    errors.InternalError: grpc.StatusCode.INTERNAL,
+}
+_BY_NUMBER = {code.value[0]: code for code in grpc.StatusCode}
+
+
+def from_error(error: Exception) -> status_pb2.Status:
+    """The status of any exception. One that is not a ServiceError is a fault of ours: logged under an id, hidden."""
+    if not isinstance(error, errors.ServiceError):
+        error_id = secrets.token_hex(8)
+        log.error("internal error %s", error_id, exc_info=error)
+        error = errors.InternalError(error_id)
+    number: int = _CODES[type(error)].value[0]
+    status = status_pb2.Status(code=number, message=str(error))
+    if (detail := _detail(error)) is not None:
+        status.details.add().Pack(detail)
+    return status
+
+
+def code_of(status: status_pb2.Status) -> grpc.StatusCode:
+    return _BY_NUMBER[status.code]
+
+
+async def abort(context: grpc.aio.ServicerContext[Any, Any], status: status_pb2.Status) -> None:
+    """End the call with `status`. Does not return."""
+    await context.abort(code_of(status), status.message, ((DETAILS_KEY, status.SerializeToString()),))
+
+
+def _detail(error: errors.ServiceError) -> Any:
+    """A message of google.rpc.error_details that says more than the code, or None."""
+    if isinstance(error, errors.InvalidInput):
+        violation = error_details_pb2.BadRequest.FieldViolation(field=error.field, description=error.problem)
+        return error_details_pb2.BadRequest(field_violations=[violation])
+    if isinstance(error, errors.QueueFull):
+        info = error_details_pb2.RetryInfo()
+        info.retry_delay.FromNanoseconds(round(error.retry_after * 1e9))
+        return info
+    if isinstance(error, errors.InternalError):
+        return error_details_pb2.ErrorInfo(reason="INTERNAL", domain=_DOMAIN, metadata={"error_id": error.error_id})
+    return None
