@@ -256,10 +256,11 @@ def to_predictions(reply: pb.ClassifyResponse) -> list[Prediction]:
 
 def to_client_error(error: grpc.RpcError) -> ClientError:
     """The error of a failed call, with the google.rpc details that the server sent along."""
-    metadata = dict(map(tuple, error.trailing_metadata() or ()))
+    trailing: Any = error.trailing_metadata()
+    metadata = dict(trailing or ())
     code, message = error.code(), error.details() or ""
     try:
-        status = status_pb2.Status.FromString(bytes(metadata.get(_DETAILS_KEY, b"")))
+        status = status_pb2.Status.FromString(metadata.get(_DETAILS_KEY, b""))
     except DecodeError:
         status = status_pb2.Status()
     fields, retry_after = _details(status)

@@ -67,9 +67,9 @@ class Server:
 
         Takes at most lame_duck_seconds + drain_seconds; calls that are not done by then are cancelled.
         """
+        log.info("draining")
         self._health.not_serving()
         await asyncio.sleep(self.settings.lame_duck_seconds)
-        log.info("draining")
         self._health.end_watches()
         self._classifier.drain()
         await self._grpc.stop(self.settings.drain_seconds)
