@@ -78,7 +78,7 @@ class Batcher:
         larger than the whole queue is admitted when nothing else waits: otherwise it never would be.
         """
         if self._closing:
-            raise Unavailable("this version of the model is being unloaded")
+            raise Unavailable("draining: nothing new is accepted")
         if self._admitted and self._admitted + images > self._max_queue_images:
             self.observer.dropped("shed", images)
             raise QueueFull(f"{self._admitted} images wait, the limit is {self._max_queue_images}", self._wait(images))

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     ImageLike: TypeAlias = str | Path | bytes | PilImage | npt.NDArray[np.uint8]
 
 _DETAILS_KEY = "grpc-status-details-bin"
+_TRY_AGAIN = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED)
 _FIRST_BACKOFF = 0.05  # seconds; doubles with every attempt
 _MOST_BACKOFF = 2.0
 
@@ -202,10 +203,11 @@ class AsyncClient:
 def _pause(error: ClientError, attempt: int, attempts: int, deadline: float) -> float:
     """Seconds to wait before the next attempt. Raises `error` when there should be none.
 
-    UNAVAILABLE is tried again; RESOURCE_EXHAUSTED only when the server says after how long, since it is also what
-    gRPC answers to a message over the limit. Jittered, so that callers that were shed together do not return together.
+    UNAVAILABLE is tried again, and CANCELLED, which gRPC servers that stop answer to calls they had not looked at;
+    RESOURCE_EXHAUSTED only when the server says after how long, since it is also what gRPC answers to a message over
+    the limit. Jittered, so that callers that were shed together do not return together.
     """
-    again = error.code is grpc.StatusCode.UNAVAILABLE or error.retry_after is not None
+    again = error.code in _TRY_AGAIN or error.retry_after is not None
     backoff = min(_MOST_BACKOFF, _FIRST_BACKOFF * 2 ** (attempt - 1))
     pause: float = max(backoff, error.retry_after or 0.0) * random.uniform(1.0, 1.5)
     if not again or attempt == attempts or time.monotonic() + pause >= deadline:

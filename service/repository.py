@@ -100,9 +100,8 @@ class Repository:
         return [self._models[name] for name in sorted(self._models)]
 
     async def close(self) -> None:
-        """Finish what is queued and let every model go."""
-        models, self._models = self.models(), {}
-        await asyncio.gather(*(model.batcher.close() for model in models))
+        """Refuse new requests with Unavailable, and finish what is admitted."""
+        await asyncio.gather(*(model.batcher.close() for model in self.models()))
 
     async def _swap_in(self, name: str, version: int) -> None:
         started = time.monotonic()

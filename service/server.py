@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import signal
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from wsgiref.simple_server import WSGIServer
@@ -70,10 +71,14 @@ class Server:
         log.info("draining")
         self._health.not_serving()
         await asyncio.sleep(self.settings.lame_duck_seconds)
+        deadline = time.monotonic() + self.settings.drain_seconds
         self._health.end_watches()
         self._classifier.drain()
-        await self._grpc.stop(self.settings.drain_seconds)
-        await self.repository.close()
+        # The batchers refuse and finish first: what comes while gRPC itself stops would be answered CANCELLED.
+        closing = asyncio.create_task(self.repository.close())
+        await asyncio.wait({closing}, timeout=self.settings.drain_seconds)
+        await self._grpc.stop(max(0.0, deadline - time.monotonic()))
+        await closing
         self._decoders.shutdown()
         if self._http is not None:
             self._http.shutdown()

@@ -42,7 +42,7 @@ def assert_own_answer(reply: pb.ClassifyResponse, images: np.ndarray) -> None:
 
 
 def test_a_cancelled_caller_does_not_disturb_the_others_in_its_batch(models: Path, tmp_path: Path) -> None:
-    colour_model.publish(models, work=SLOW)
+    colour_model.publish(models, work=5 * SLOW)
     images = colour_model.distinct(120)[:, None]
 
     async def scenario(server: ServerProcess) -> None:
@@ -51,7 +51,7 @@ def test_a_cancelled_caller_does_not_disturb_the_others_in_its_batch(models: Pat
             blocker = stub.Classify(request(images[0]))
             await until(lambda: server.metric("cifarserve_queue_seconds_count") == 1)
             calls = [stub.Classify(request(one)) for one in images]
-            await until(lambda: server.metric("cifarserve_queue_images") >= 100)
+            await until(lambda: server.metric("cifarserve_queue_images") == len(images))
             for call in calls[::3]:
                 call.cancel()
             for number, call in enumerate(calls):
@@ -99,7 +99,7 @@ def test_a_full_queue_sheds_at_once_and_says_when_to_come_back(models: Path, tmp
 
 
 def test_a_deadline_that_passes_in_the_queue_costs_no_compute(models: Path, tmp_path: Path) -> None:
-    colour_model.publish(models, work=10 * SLOW)
+    colour_model.publish(models, work=5 * SLOW)
     image = colour_model.distinct(1)
 
     async def scenario(server: ServerProcess) -> None:
@@ -119,18 +119,21 @@ def test_a_deadline_that_passes_in_the_queue_costs_no_compute(models: Path, tmp_
 
 
 def test_sigterm_under_load_answers_everything_accepted_and_exits_0(models: Path, tmp_path: Path) -> None:
-    colour_model.publish(models, work=SLOW)
+    colour_model.publish(models, work=5 * SLOW)
     images = colour_model.distinct(100)[:, None]
 
     async def scenario(server: ServerProcess) -> None:
         async with grpc.aio.insecure_channel(server.target) as channel:
             stub = pb_grpc.ClassifierStub(channel)
+            blocker = stub.Classify(request(images[0]))
+            await until(lambda: server.metric("cifarserve_queue_seconds_count") == 1)
             stream = stub.ClassifyStream(timeout=60)
             for one in images[:10]:
                 await stream.write(request(one))
             calls = [stub.Classify(request(one), timeout=60) for one in images]
-            await until(lambda: server.metric("cifarserve_queue_images") >= 60)
+            await until(lambda: server.metric("cifarserve_queue_images") == 110)
             server.terminate()
+            assert_own_answer(await blocker, images[0])
             for call, one in zip(calls, images, strict=True):
                 assert_own_answer(await call, one)
             for one in images[:10]:
@@ -145,6 +148,39 @@ def test_sigterm_under_load_answers_everything_accepted_and_exits_0(models: Path
     with serving(models, tmp_path / "log", "--stream-window", 10) as server:
         asyncio.run(scenario(server))
         assert server.wait() == 0
+
+
+def test_callers_that_try_again_notice_nothing_of_a_restart(models: Path, tmp_path: Path) -> None:
+    colour_model.publish(models)
+    images = list(colour_model.distinct(1))
+    stop = threading.Event()
+    outcomes: list[str] = []
+
+    def load(target: str) -> None:
+        with Client(target, Options(timeout=60, attempts=200)) as client:
+            while not stop.is_set():
+                try:
+                    client.classify(images)
+                    outcomes.append("OK")
+                except ClientError as error:
+                    outcomes.append(str(error))
+
+    with serving(models, tmp_path / "log") as server:
+        threads = [threading.Thread(target=load, args=(server.target,)) for _ in range(16)]
+        for thread in threads:
+            thread.start()
+        while len(outcomes) < 200:
+            time.sleep(0.01)
+        server.terminate()
+        assert server.wait() == 0
+    before = len(outcomes)
+    with serving(models, tmp_path / "log", "--port", server.target.rpartition(":")[2]):
+        while len(outcomes) < before + 200:
+            time.sleep(0.01)
+        stop.set()
+        for thread in threads:
+            thread.join()
+    assert set(outcomes) == {"OK"}
 
 
 def test_an_open_health_watch_and_an_idle_stream_do_not_hold_up_the_drain(models: Path, tmp_path: Path) -> None:
