@@ -1,0 +1,164 @@
+"""The training commands of `cifarserve`: train, evaluate, export, publish, retrain.
+
+Flags are parsed here, the work is done by `training.commands`, which is imported when a command runs: `--help` and
+the server must not wait for torch, nor need it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import functools
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from training.errors import TrainingError
+from training.recipes import RECIPES, Recipe
+
+EXIT_CODES = """\
+exit codes:
+  0    done
+  2    something given is wrong: a path, a flag, a checkpoint
+  3    refused by a gate: the new version is not good enough to publish
+  4    the exported model does not give PyTorch's answers
+  130  stopped by Ctrl-C with a checkpoint (143: by SIGTERM); --resume goes on
+"""
+
+Subparsers = Any  # argparse's own class for this is private
+
+
+def add_subcommands(subparsers: Subparsers) -> None:
+    """Define the five commands. Each sets `func`, which takes the parsed arguments and returns the exit code."""
+    train = _add(subparsers, "train", "train a network and leave a checkpoint in its run folder")
+    _add_train_flags(train)
+    evaluate = _add(subparsers, "evaluate", "round the weights, fit the temperature, measure on the test split")
+    _add_run_flag(evaluate, required=True)
+    _add_evaluate_flags(evaluate)
+    export = _add(subparsers, "export", "write model.onnx and compare it with PyTorch on the test split")
+    _add_run_flag(export, required=True)
+    publish = _add(subparsers, "publish", "put an exported model into the model repository as its next version")
+    _add_run_flag(publish, required=True)
+    _add_publish_flags(publish)
+    retrain = _add(subparsers, "retrain", "train, evaluate, export and publish, if it is good enough")
+    _add_train_flags(retrain)
+    _add_evaluate_flags(retrain)
+    _add_publish_flags(retrain)
+    _add_gate_flags(retrain)
+
+
+def _add(subparsers: Subparsers, name: str, summary: str) -> argparse.ArgumentParser:
+    parser: argparse.ArgumentParser = subparsers.add_parser(
+        name,
+        help=summary,
+        description=summary[0].upper() + summary[1:] + ".",
+        epilog=EXIT_CODES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.set_defaults(func=functools.partial(_run, name))
+    return parser
+
+
+def _add_run_flag(parser: argparse.ArgumentParser, required: bool) -> None:
+    parser.add_argument(
+        "--run",
+        type=Path,
+        required=required,
+        metavar="FOLDER",
+        help="folder of the run" + ("" if required else "; runs/<recipe>-<time> if not given"),
+    )
+
+
+def _add_train_flags(parser: argparse.ArgumentParser) -> None:
+    _add_run_flag(parser, required=False)
+    parser.add_argument(
+        "--data",
+        metavar="SOURCE",
+        help="cifar10 (the original, downloaded; the default), or a folder or tar archive of pictures: "
+        "<class>/<picture>, or train/<class>/<picture> and test/<class>/<picture>",
+    )
+    parser.add_argument(
+        "--data-name", metavar="NAME", help="what the manifest calls the data; the name of the folder if not given"
+    )
+    parser.add_argument(
+        "--download-folder", type=Path, default=Path("data"), metavar="FOLDER", help="where cifar10 is kept (data)"
+    )
+    parser.add_argument("--resume", action="store_true", help="go on from the checkpoint in --run")
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), help="where to train (auto)")
+    parser.add_argument(
+        "--precision", choices=("auto", "fp32", "bf16"), help="arithmetic: auto takes bf16 where the hardware has it"
+    )
+    parser.add_argument("--recipe", choices=sorted(RECIPES), help="hyperparameters to start from (tutorial)")
+    recipe = parser.add_argument_group("hyperparameters", "each replaces the recipe's own value")
+    for field in dataclasses.fields(Recipe):
+        if "help" in field.metadata:
+            recipe.add_argument("--" + field.name.replace("_", "-"), help=field.metadata["help"], **_flag(field.type))
+
+
+def _flag(annotation: object) -> dict[str, Any]:
+    """How argparse reads a field of Recipe; annotations are text there."""
+    if annotation == "bool":
+        return {"action": argparse.BooleanOptionalAction}
+    kinds: dict[object, Callable[[str], object]] = {"int": int, "float": float, "str": str}
+    return {"type": kinds.get(annotation, _image_shape), "metavar": "VALUE"}
+
+
+def _image_shape(text: str) -> tuple[int, int, int]:
+    height, width, channels = map(int, text.split("x"))
+    return height, width, channels
+
+
+_image_shape.__name__ = "image shape"  # argparse names it in its error message
+
+
+def _add_evaluate_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--weights",
+        choices=("fp32", "fp16", "int8"),
+        default="int8",
+        help="how the model file stores the weights (int8, the default: a quarter of the size). They are rounded "
+        "before the model is evaluated, and it computes in fp32 all the same",
+    )
+
+
+def _add_publish_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--name", default="cifar10", help="name of the model in the repository (cifar10)")
+    parser.add_argument(
+        "--models", type=Path, default=Path("models"), metavar="FOLDER", help="the model repository (models)"
+    )
+
+
+def _add_gate_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--min-accuracy", type=_fraction, default=0.0, metavar="FRACTION", help="refuse below this test accuracy (0)"
+    )
+    parser.add_argument(
+        "--max-regression",
+        type=_fraction,
+        default=0.01,
+        metavar="FRACTION",
+        help="refuse when the test accuracy is more than this below that of the served version, the highest in the "
+        "repository (0.01, a percentage point)",
+    )
+
+
+def _fraction(text: str) -> float:
+    value = float(text)
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"must be between 0 and 1, is {text}")
+    return value
+
+
+def _run(command: str, arguments: argparse.Namespace) -> int:
+    try:
+        from training.commands import COMMANDS
+    except ModuleNotFoundError as error:
+        print(f"cifarserve {command}: {error}; training needs: pip install 'cifarserve[cpu,train]'", file=sys.stderr)
+        return TrainingError.exit_code
+    try:
+        COMMANDS[command](arguments)
+    except TrainingError as error:
+        print(f"cifarserve {command}: {error}", file=sys.stderr)
+        return error.exit_code
+    return 0

@@ -1,0 +1,228 @@
+"""The training loop: Adam on the cross entropy of augmented whole batches, with a checkpoint after every epoch.
+
+All randomness of a step comes from (seed, epoch, step), so that a run resumed anywhere ends, on a CPU with the same
+number of threads, with the very weights of an unbroken one.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+from training import architectures, checkpoint
+from training.augment import crop_and_flip
+from training.checkpoint import Checkpoint, EpochRecord, Position, Tensors
+from training.datasets import Dataset, LabelledImages
+from training.errors import Interrupted, TrainingError
+from training.hardware import Compute
+from training.model import Classifier, channel_statistics
+from training.progress import TrainingDisplay
+from training.run import RunSpec, require_same_run
+from training.seeds import derive
+from training.splits import stratified_holdout
+
+SHOW_EVERY = 10  # steps: reading the loss waits for the device
+EVALUATION_BATCH = 500
+
+# The number of the signal that asks training to stop, or 0.
+StopSignal = Callable[[], int]
+
+
+@dataclass
+class State:
+    """All that changes while training. `totals` is float64 [2]: summed loss and hits of the current epoch."""
+
+    model: Classifier
+    optimizer: torch.optim.Adam
+    totals: Tensor
+    best: Tensors
+    position: Position
+
+
+@dataclass(frozen=True)
+class DeviceImages:
+    """`images` uint8 [n, h, w, c] and `labels` int64 [n], where training runs."""
+
+    images: Tensor
+    labels: Tensor
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
+def hold_out_validation(dataset: Dataset, spec: RunSpec) -> tuple[LabelledImages, LabelledImages]:
+    """The training split without, and only, its validation images: stratified, by the recipe's seed."""
+    seed = derive(spec.recipe.seed, "validation")
+    try:
+        kept, held_out = stratified_holdout(dataset.train.labels, spec.recipe.validation_fraction, seed)
+    except ValueError as error:
+        raise TrainingError(f"{dataset.name}: cannot hold out validation images: {error}") from None
+    return dataset.train.select(kept), dataset.train.select(held_out)
+
+
+def train(
+    spec: RunSpec, dataset: Dataset, run: Path, *, resume: bool, stop_signal: StopSignal, console: Console
+) -> Position:
+    """Train to the recipe's last epoch, leaving the checkpoint in `run`.
+
+    Raises Interrupted, with the checkpoint saved, when `stop_signal` gives a signal; CheckpointError when the
+    checkpoint to resume is damaged or of another run; TrainingError when the loss is no longer finite.
+    """
+    train_images, validation_images = hold_out_validation(dataset, spec)
+    state = _start(spec, train_images)
+    if resume:
+        _restore(state, spec, checkpoint.load(run))
+    training = _to_device(train_images, spec.compute)
+    validation = _to_device(validation_images, spec.compute)
+    steps = math.ceil(len(training) / spec.recipe.batch_size)
+    done = state.position.epoch * steps + state.position.step
+    with TrainingDisplay(console, spec.recipe.epochs, steps, done) as display:
+        while state.position.epoch < spec.recipe.epochs:
+            _train_epoch(state, spec, training, run, stop_signal, display)
+            record = _finish_epoch(state, spec, training, validation)
+            display.show_epoch(record)
+            _save(run, spec, state)
+    return state.position
+
+
+def _start(spec: RunSpec, train_images: LabelledImages) -> State:
+    torch.manual_seed(derive(spec.recipe.seed, "weights"))
+    network = architectures.build(spec.recipe.architecture, spec.recipe.image_shape, len(spec.classes))
+    model = Classifier(network, *channel_statistics(train_images.images), spec.compute.memory_format)
+    model = model.to(spec.compute.device)
+    optimizer = torch.optim.Adam(model.parameters(), lr=spec.recipe.learning_rate)
+    totals = torch.zeros(2, dtype=torch.float64, device=spec.compute.device)
+    return State(model, optimizer, totals, {}, Position())
+
+
+def _to_device(split: LabelledImages, compute: Compute) -> DeviceImages:
+    device = torch.device(compute.device)
+    return DeviceImages(torch.from_numpy(split.images).to(device), torch.from_numpy(split.labels).to(device))
+
+
+def _train_epoch(
+    state: State, spec: RunSpec, data: DeviceImages, run: Path, stop_signal: StopSignal, display: TrainingDisplay
+) -> None:
+    """From the state's position to the end of its epoch."""
+    epoch, first_step = state.position.epoch, state.position.step
+    batches = _batches(spec, epoch, data)
+    state.model.train()
+    started, before = time.perf_counter(), state.position.seconds
+    for step in range(first_step, len(batches)):
+        _train_step(state, spec, data, batches[step], epoch, step)
+        seconds = time.perf_counter() - started
+        state.position = replace(state.position, step=step + 1, seconds=before + seconds)
+        if number := stop_signal():
+            _save(run, spec, state)
+            place = f"epoch {epoch + 1}, step {step + 1} of {len(batches)}"
+            raise Interrupted(f"stopped at {place}; go on with: cifarserve train --run {run} --resume", number)
+        if (step + 1) % SHOW_EVERY == 0:
+            seen = sum(len(batch) for batch in batches[: step + 1])
+            here = sum(len(batch) for batch in batches[first_step : step + 1])
+            loss, accuracy = (state.totals / seen).tolist()
+            _require_finite(loss, epoch, step)
+            display.show_step(epoch, step + 1, loss, accuracy, here / seconds)
+
+
+def _batches(spec: RunSpec, epoch: int, data: DeviceImages) -> tuple[Tensor, ...]:
+    """The indices of each batch of an epoch: a fresh order every time, the last batch as small as it falls out."""
+    generator = torch.Generator().manual_seed(derive(spec.recipe.seed, "order", epoch))
+    order = torch.randperm(len(data), generator=generator).to(data.labels.device)
+    return torch.split(order, spec.recipe.batch_size)
+
+
+def _train_step(state: State, spec: RunSpec, data: DeviceImages, batch: Tensor, epoch: int, step: int) -> None:
+    recipe = spec.recipe
+    generator = torch.Generator(spec.compute.device).manual_seed(derive(recipe.seed, "augment", epoch, step))
+    torch.manual_seed(derive(recipe.seed, "dropout", epoch, step))  # dropout draws from torch's own generator
+    images = crop_and_flip(data.images[batch], recipe.crop_padding, recipe.flip, generator)
+    labels = data.labels[batch]
+    with spec.compute.autocast():
+        logits = state.model(images)
+        loss = cross_entropy(logits, labels)
+    state.optimizer.zero_grad()
+    loss.backward()  # type: ignore[no-untyped-call]
+    state.optimizer.step()
+    with torch.no_grad():
+        hits = (logits.argmax(1) == labels).sum()
+        state.totals += torch.stack([loss.double() * len(batch), hits.double()])
+
+
+def _finish_epoch(state: State, spec: RunSpec, training: DeviceImages, validation: DeviceImages) -> EpochRecord:
+    """Validate, keep the weights if they are the best so far, and move to the start of the next epoch."""
+    position = state.position
+    loss, accuracy = (state.totals / len(training)).tolist()
+    _require_finite(loss, position.epoch, position.step)
+    validation_loss, validation_accuracy = _validate(state.model, spec.compute, validation)
+    record = EpochRecord(
+        epoch=position.epoch + 1,
+        loss=loss,
+        accuracy=accuracy,
+        validation_loss=validation_loss,
+        validation_accuracy=validation_accuracy,
+        seconds=position.seconds,
+        images_per_second=len(training) / position.seconds,
+    )
+    state.position = Position(position.epoch + 1, 0, 0.0, (*position.history, record))
+    if state.position.best is record:
+        state.best = {name: tensor.detach().clone() for name, tensor in state.model.state_dict().items()}
+    state.totals.zero_()
+    return record
+
+
+def _validate(model: Classifier, compute: Compute, data: DeviceImages) -> tuple[float, float]:
+    """Mean loss and accuracy, in the arithmetic of training."""
+    model.eval()
+    totals = torch.zeros(2, dtype=torch.float64, device=data.labels.device)
+    with torch.inference_mode(), compute.autocast():
+        for images, labels in zip(
+            torch.split(data.images, EVALUATION_BATCH), torch.split(data.labels, EVALUATION_BATCH), strict=True
+        ):
+            logits = model(images)
+            loss = cross_entropy(logits, labels, reduction="sum")
+            totals += torch.stack([loss.double(), (logits.argmax(1) == labels).sum().double()])
+    loss_mean, accuracy = (totals / len(data)).tolist()
+    return loss_mean, accuracy
+
+
+def _require_finite(loss: float, epoch: int, step: int) -> None:
+    if not math.isfinite(loss):
+        raise TrainingError(f"the loss is {loss} in epoch {epoch + 1}, step {step + 1}: try a lower --learning-rate")
+
+
+def _save(run: Path, spec: RunSpec, state: State) -> None:
+    tensors = {f"model.{name}": tensor for name, tensor in state.model.state_dict().items()}
+    tensors |= {f"best.{name}": tensor for name, tensor in state.best.items()}
+    for index, slots in state.optimizer.state_dict()["state"].items():
+        tensors |= {f"optimizer.{index}.{name}": tensor for name, tensor in slots.items()}
+    checkpoint.save(run, Checkpoint(spec, state.position, {**tensors, "totals": state.totals}))
+
+
+def _restore(state: State, spec: RunSpec, saved: Checkpoint) -> None:
+    """Put a checkpoint's tensors into a fresh state. Raises CheckpointError when it is of another run."""
+    require_same_run(saved.spec, spec)
+    state.position = saved.position
+    state.model.load_state_dict(part(saved.tensors, "model."))
+    state.best = part(saved.tensors, "best.")
+    state.totals.copy_(saved.tensors["totals"])
+    optimizer_state = state.optimizer.state_dict()
+    for index, parameter in enumerate(state.model.parameters()):
+        slots = part(saved.tensors, f"optimizer.{index}.")
+        # In the memory layout of the parameter, as Adam made them: mixed layouts would slow every step down.
+        optimizer_state["state"][index] = {
+            name: torch.empty_like(parameter).copy_(tensor) if tensor.ndim else tensor for name, tensor in slots.items()
+        }
+    state.optimizer.load_state_dict(optimizer_state)
+
+
+def part(tensors: Tensors, prefix: str) -> Tensors:
+    """Those whose name starts with `prefix`, without it."""
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}

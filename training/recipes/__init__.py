@@ -1,0 +1,19 @@
+"""Recipes by name: what is trained, on what, for how long. Imports no torch, so that the command line stays quick."""
+
+from __future__ import annotations
+
+from training.errors import TrainingError
+from training.recipes import tutorial
+from training.recipes.recipe import Recipe
+
+RECIPES = {recipe.name: recipe for recipe in (tutorial.RECIPE,)}
+
+
+def named(name: str) -> Recipe:
+    """The recipe called `name`. Raises TrainingError that lists the known ones."""
+    if name not in RECIPES:
+        raise TrainingError(f"no recipe {name!r}; known: {', '.join(sorted(RECIPES))}")
+    return RECIPES[name]
+
+
+__all__ = ["RECIPES", "Recipe", "named"]

@@ -1,0 +1,55 @@
+"""The fields of a recipe. Each becomes a flag of `cifarserve train`, with its metadata as the help text."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any
+
+from training.errors import TrainingError
+
+
+def _setting(help_text: str, default: Any = dataclasses.MISSING) -> Any:
+    return dataclasses.field(default=default, metadata={"help": help_text})
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Hyperparameters of one run: Adam at a constant rate on the cross entropy of augmented whole batches."""
+
+    name: str
+    architecture: str = _setting("network to train, a name from training/architectures")
+    image_shape: tuple[int, int, int] = _setting("height x width x channels of the model's input, as 32x32x3")
+    epochs: int = _setting("passes over the training images")
+    batch_size: int = _setting("images in a step")
+    learning_rate: float = _setting("step size of Adam")
+    crop_padding: int = _setting("black pixels added on each side before a random crop back to size; 0 for no crop")
+    flip: bool = _setting("mirror half of the images at random")
+    validation_fraction: float = _setting("share of the training images held out to pick the epoch and calibrate")
+    seed: int = _setting("source of all randomness: the same seed gives the same run", 0)
+
+    def __post_init__(self) -> None:
+        """Raises TrainingError naming the first field whose value cannot be used."""
+        height, width, channels = self.image_shape
+        checks = (
+            (height >= 8 and width >= 8 and channels in (1, 3), "image_shape", "at least 8x8, with 1 or 3 channels"),
+            (self.epochs >= 1, "epochs", "at least 1"),
+            (self.batch_size >= 2, "batch_size", "at least 2, for batch normalisation"),
+            (self.learning_rate > 0, "learning_rate", "above 0"),
+            (0 <= self.crop_padding < min(height, width), "crop_padding", "from 0 to less than the image's side"),
+            (0 < self.validation_fraction < 1, "validation_fraction", "between 0 and 1"),
+            (0 <= self.seed < 2**63, "seed", "from 0 to 2^63 - 1"),
+        )
+        for holds, field, wanted in checks:
+            if not holds:
+                raise TrainingError(f"recipe: {field} must be {wanted}, is {getattr(self, field)}")
+
+
+def to_record(recipe: Recipe) -> dict[str, Any]:
+    """The recipe as it stands in checkpoints and manifests: JSON types only."""
+    return {**dataclasses.asdict(recipe), "image_shape": list(recipe.image_shape)}
+
+
+def from_record(record: dict[str, Any]) -> Recipe:
+    """The inverse of `to_record`. Raises TypeError or KeyError when fields are missing or unknown."""
+    return Recipe(**{**record, "image_shape": tuple(record["image_shape"])})

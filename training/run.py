@@ -1,0 +1,98 @@
+"""A run: what defines it, and the folder that holds what it made, from the first checkpoint to the exported model."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from training.datasets import Dataset
+from training.errors import CheckpointError
+from training.hardware import Compute
+from training.recipes import Recipe
+from training.recipes.recipe import from_record, to_record
+
+
+@dataclass(frozen=True)
+class RunSpec:
+    """What decides the weights: two runs with equal specs on one machine end with equal weights.
+
+    `source` (a path, or "cifar10") is only where the data was found: it may move between resumptions.
+    """
+
+    recipe: Recipe
+    compute: Compute
+    dataset: str
+    fingerprint: str
+    classes: tuple[str, ...]
+    source: str
+
+    def to_record(self) -> dict[str, Any]:
+        return {
+            **dataclasses.asdict(self),
+            "recipe": to_record(self.recipe),
+            "classes": list(self.classes),
+        }
+
+    @classmethod
+    def from_record(cls, record: dict[str, Any]) -> RunSpec:
+        """Raises TypeError or KeyError when fields are missing or unknown."""
+        return cls(
+            recipe=from_record(record["recipe"]),
+            compute=Compute(**record["compute"]),
+            dataset=record["dataset"],
+            fingerprint=record["fingerprint"],
+            classes=tuple(record["classes"]),
+            source=record["source"],
+        )
+
+
+def describe_run(recipe: Recipe, compute: Compute, dataset: Dataset) -> RunSpec:
+    return RunSpec(recipe, compute, dataset.name, dataset.fingerprint(), dataset.classes, dataset.source)
+
+
+def require_same_run(found: RunSpec, wanted: RunSpec) -> None:
+    """Raises CheckpointError naming every field in which a checkpoint differs from what is to be resumed."""
+    before, now = _flat(found.to_record()), _flat(wanted.to_record())
+    differing = [
+        f"{key} was {before[key]}, is {now[key]}" for key in before if key != "source" and before[key] != now[key]
+    ]
+    if differing:
+        raise CheckpointError(f"the checkpoint is of another run: {'; '.join(differing)}")
+
+
+def write_json(path: Path, record: Any) -> None:
+    """Replace `path` by `record` as JSON in one step: a reader, or a crash, sees the old file or the new one."""
+    write_atomically(path, (json.dumps(record, indent=2, allow_nan=False) + "\n").encode())
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Write, fsync and rename into place, then fsync the folder, so that the name survives a power cut too."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    with temporary.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+    sync_folder(path.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _flat(record: dict[str, Any]) -> dict[str, Any]:
+    """One level of nesting removed: {"recipe": {"seed": 1}} to {"recipe.seed": 1}."""
+    flat: dict[str, Any] = {}
+    for key, value in record.items():
+        flat.update(
+            {f"{key}.{inner}": each for inner, each in value.items()} if isinstance(value, dict) else {key: value}
+        )
+    return flat
