@@ -73,9 +73,12 @@ def fit(picture: Image.Image, shape: tuple[int, int, int]) -> Pixels:
     """Centre crop to the aspect of `shape`, scale, and convert to its channels: uint8 [height, width, channels]."""
     height, width, channels = shape
     picture = _convert(picture, "L" if channels == 1 else "RGB")
+    # Cropped before, not while scaling: a resize with a box lets pixels from outside the box shine in.
+    if (box := _centre(picture.size, width / height)) != (0, 0, *picture.size):
+        picture = picture.crop(box)
     if picture.size != (width, height):
-        # LANCZOS scales with support, so it is antialiased; `reducing_gap` keeps it fast for large pictures.
-        picture = picture.resize((width, height), Image.Resampling.LANCZOS, _centre(picture.size, shape), 3.0)
+        # Pillow's filters widen when they reduce, so this is antialiased; `reducing_gap` makes large pictures fast.
+        picture = picture.resize((width, height), Image.Resampling.LANCZOS, reducing_gap=3.0)
     return np.asarray(picture).reshape(shape)
 
 
@@ -89,11 +92,12 @@ def _read(picture: Image.Image, shape: tuple[int, int, int], max_pixels: int) ->
     return fit(ImageOps.exif_transpose(picture), shape)
 
 
-def _centre(size: tuple[int, int], shape: tuple[int, int, int]) -> tuple[float, float, float, float]:
-    """The largest centred box (left, top, right, bottom) in a picture of `size` with the aspect of `shape`."""
-    (width, height), aspect = size, shape[1] / shape[0]
-    box_width, box_height = min(width, height * aspect), min(height, width / aspect)
-    left, top = (width - box_width) / 2, (height - box_height) / 2
+def _centre(size: tuple[int, int], aspect: float) -> tuple[int, int, int, int]:
+    """The largest centred box (left, top, right, bottom) of `aspect`, width / height, in a picture of `size`."""
+    width, height = size
+    box_width = max(1, min(width, round(height * aspect)))
+    box_height = max(1, min(height, round(width / aspect)))
+    left, top = (width - box_width) // 2, (height - box_height) // 2
     return left, top, left + box_width, top + box_height
 
 

@@ -1,0 +1,286 @@
+"""The batcher against a real engine: who gets what, what is refused, and what is never computed."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections import Counter
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from service.batching import Answer, Batcher
+from service.engine import Engine, Outputs
+from service.errors import DeadlineExceeded, QueueFull, Unavailable
+from service.manifest import MODEL_FILE
+from tests import colour_model
+
+BATCH = 8
+
+
+class Recorder:
+    """Counts what the batcher reports."""
+
+    def __init__(self) -> None:
+        self.batches: list[tuple[int, int]] = []
+        self.queue_images = 0
+        self.waited = 0
+        self.lost: Counter[str] = Counter()
+
+    def queue_changed(self, images: int) -> None:
+        self.queue_images = images
+
+    def left_queue(self, seconds: float) -> None:
+        assert seconds >= 0
+        self.waited += 1
+
+    def computed(self, images: int, bucket: int, seconds: float) -> None:
+        assert seconds > 0
+        self.batches.append((images, bucket))
+
+    def dropped(self, reason: str, images: int) -> None:
+        self.lost[reason] += images
+
+
+class HeldEngine(Engine):
+    """The real engine, behind a gate: a batch computes only when the test lets it."""
+
+    def __init__(self, model: Path) -> None:
+        super().__init__(model, provider="cpu", max_batch_size=BATCH)
+        self.gate = threading.Semaphore(0)
+        self.entered = threading.Semaphore(0)
+
+    def run(self, images: np.ndarray) -> Outputs:
+        self.entered.release()
+        assert self.gate.acquire(timeout=20)
+        if (images == 255).all():
+            raise RuntimeError("the engine broke")
+        return super().run(images)
+
+    async def busy(self) -> None:
+        """Until a batch is in the engine."""
+        assert await asyncio.to_thread(self.entered.acquire, timeout=20)
+
+    def let(self, batches: int = 1000) -> None:
+        self.gate.release(batches)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return colour_model.publish(tmp_path_factory.mktemp("models")) / MODEL_FILE
+
+
+Scenario = Callable[[Batcher, HeldEngine, Recorder], Awaitable[None]]
+
+
+def run(model: Path, scenario: Scenario, max_queue_images: int = 100) -> Recorder:
+    async def main() -> Recorder:
+        engine, recorder = HeldEngine(model), Recorder()
+        batcher = Batcher(engine, max_queue_images=max_queue_images, observer=recorder)
+        try:
+            async with asyncio.timeout(30):
+                await scenario(batcher, engine, recorder)
+        finally:
+            engine.let()
+            await batcher.close()
+        assert recorder.queue_images == 0, "whatever happened, nothing may stay in the account"
+        return recorder
+
+    return asyncio.run(main())
+
+
+async def classify(batcher: Batcher, images: np.ndarray, deadline: float | None = None) -> Answer:
+    with batcher.admit(len(images)) as request:
+        return await request.compute(images, deadline)
+
+
+def start(batcher: Batcher, images: np.ndarray, deadline: float | None = None) -> asyncio.Task[Answer]:
+    return asyncio.create_task(classify(batcher, images, deadline))
+
+
+def assert_answers(answer: Answer, images: np.ndarray) -> None:
+    np.testing.assert_allclose(answer.probabilities, colour_model.expected(images), atol=1e-5)
+    assert answer.compute_seconds > 0
+
+
+def test_an_idle_engine_starts_at_once_and_a_busy_one_lets_the_batch_grow(model: Path) -> None:
+    images = colour_model.distinct(12)
+
+    async def scenario(batcher: Batcher, engine: HeldEngine, recorder: Recorder) -> None:
+        first = start(batcher, images[:1])
+        await engine.busy()
+        rest = [start(batcher, images[number : number + 1]) for number in range(1, 12)]
+        await asyncio.sleep(0)
+        engine.let()
+        for number, task in enumerate([first, *rest]):
+            assert_answers(await task, images[number : number + 1])
+
+    assert run(model, scenario).batches == [(1, 1), (8, 8), (3, 4)]
+
+
+def test_a_request_is_split_over_batches_and_put_together_in_order(model: Path) -> None:
+    images = colour_model.distinct(30)
+
+    async def scenario(batcher: Batcher, engine: HeldEngine, recorder: Recorder) -> None:
+        engine.let()
+        parts = [images[:5], images[5:25], images[25:]]
+        for part, answer in zip(parts, await asyncio.gather(*(classify(batcher, one) for one in parts)), strict=True):
+            assert_answers(answer, part)
+
+    recorder = run(model, scenario)
+    assert sum(count for count, _ in recorder.batches) == 30
+    assert recorder.waited == 3
+
+
+def test_cancelling_in_the_queue_frees_the_room_and_costs_no_compute(model: Path) -> None:
+    images = colour_model.distinct(20)
+
+    async def scenario(batcher: Batcher, engine: HeldEngine, recorder: Recorder) -> None:
+        blocker = start(batcher, images[:1])
+        await engine.busy()
+        doomed, other = start(batcher, images[1:11]), start(batcher, images[11:])
+        await asyncio.sleep(0)
+        assert recorder.queue_images == 19
+        doomed.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await doomed
+        assert recorder.queue_images == 9
+        engine.let()
+        assert_answers(await other, images[11:])
+        await blocker
+
+    recorder = run(model, scenario)
+    assert recorder.batches == [(1, 1), (8, 8), (1, 1)]
+    assert recorder.lost == {"cancelled": 10}
+
+
+def test_cancelling_during_compute_leaves_the_batch_mates_alone_and_stops_the_rest(model: Path) -> None:
+    images = colour_model.distinct(32)
+
+    async def scenario(batcher: Batcher, engine: HeldEngine, recorder: Recorder) -> None:
+        blocker = start(batcher, images[:1])
+        await engine.busy()
+        mate, doomed = start(batcher, images[1:4]), start(batcher, images[4:])
+        await asyncio.sleep(0)
+        engine.let(1)
+        await blocker
+        await engine.busy()
+        doomed.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await doomed
+        engine.let()
+        assert_answers(await mate, images[1:4])
+
+    recorder = run(model, scenario)
+    assert recorder.batches == [(1, 1), (8, 8)]
+    assert recorder.lost == {"cancelled": 23}
+
+
+def test_a_full_queue_refuses_at_once_with_a_time_to_come_back(model: Path) -> None:
+    images = colour_model.distinct(12)
+
+    async def scenario(batcher: Batcher, engine: HeldEngine, recorder: Recorder) -> None:
+        first = start(batcher, images[:1])
+        await engine.busy()
+        waiting = start(batcher, images[1:11])
+        await asyncio.sleep(0)
+        with pytest.raises(QueueFull) as caught:
+            await classify(batcher, images[11:])
+        assert caught.value.retry_after > 0
+        engine.let()
+        await asyncio.gather(first, waiting)
+        assert_answers(await classify(batcher, images[11:]), images[11:])
+
+    assert run(model, scenario, max_queue_images=10).lost == {"shed": 1}
+
+
+def test_a_request_larger_than_the_queue_is_taken_when_nothing_waits(model: Path) -> None:
+    images = colour_model.distinct(25)
+
+    async def scenario(batcher: Batcher, engine: HeldEngine, recorder: Recorder) -> None:
+        engine.let()
+        assert_answers(await classify(batcher, images), images)
+
+    run(model, scenario, max_queue_images=10)
+
+
+def test_room_claimed_for_images_that_turn_out_bad_is_given_back(model: Path) -> None:
+    async def scenario(batcher: Batcher, engine: HeldEngine, recorder: Recorder) -> None:
+        with pytest.raises(ValueError, match="broken"), batcher.admit(100):
+            raise ValueError("broken")
+        with batcher.admit(100):
+            assert recorder.queue_images == 100
+
+    assert run(model, scenario).batches == []
+
+
+def test_a_deadline_that_passes_in_the_queue_costs_no_compute(model: Path) -> None:
+    images = colour_model.distinct(3)
+
+    async def scenario(batcher: Batcher, engine: HeldEngine, recorder: Recorder) -> None:
+        blocker = start(batcher, images[:1])
+        await engine.busy()
+        late = start(batcher, images[1:2], deadline=time.monotonic())
+        in_time = start(batcher, images[2:], deadline=time.monotonic() + 60)
+        await asyncio.sleep(0)
+        engine.let()
+        with pytest.raises(DeadlineExceeded):
+            await late
+        assert_answers(await in_time, images[2:])
+        await blocker
+
+    recorder = run(model, scenario)
+    assert recorder.lost == {"expired": 1}
+    assert recorder.batches == [(1, 1), (1, 1)]
+
+
+def test_an_engine_that_raises_fails_its_batch_and_no_other(model: Path) -> None:
+    images = colour_model.distinct(2)
+
+    async def scenario(batcher: Batcher, engine: HeldEngine, recorder: Recorder) -> None:
+        broken = start(batcher, np.full_like(images[:1], 255))
+        await engine.busy()
+        after = start(batcher, images)
+        engine.let()
+        with pytest.raises(RuntimeError, match="the engine broke"):
+            await broken
+        assert_answers(await after, images)
+
+    run(model, scenario)
+
+
+def test_closing_refuses_new_requests_and_finishes_the_accepted_ones(model: Path) -> None:
+    images = colour_model.distinct(30)
+
+    async def scenario(batcher: Batcher, engine: HeldEngine, recorder: Recorder) -> None:
+        accepted = [start(batcher, images[number : number + 3]) for number in range(0, 30, 3)]
+        await engine.busy()
+        closing = asyncio.create_task(batcher.close())
+        await asyncio.sleep(0)
+        with pytest.raises(Unavailable):
+            await classify(batcher, images[:1])
+        assert not closing.done()
+        engine.let()
+        await closing
+        for number, task in enumerate(accepted):
+            assert_answers(await task, images[3 * number : 3 * number + 3])
+
+    run(model, scenario)
+
+
+def test_closing_waits_for_a_request_that_is_still_being_decoded(model: Path) -> None:
+    images = colour_model.distinct(4)
+
+    async def scenario(batcher: Batcher, engine: HeldEngine, recorder: Recorder) -> None:
+        engine.let()
+        with batcher.admit(4) as request:
+            closing = asyncio.create_task(batcher.close())
+            await asyncio.sleep(0.01)
+            assert not closing.done()
+            assert_answers(await request.compute(images), images)
+        await closing
+
+    run(model, scenario)
