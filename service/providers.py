@@ -57,7 +57,7 @@ def open_session(model: Path, provider: str, passed: tuple[str, ...], threads: i
         raise
     except Exception as error:  # ONNX Runtime's errors share no base class but Exception
         raise ProviderError(f"{NAMES[provider]} does not open {model.name}: {error}") from error
-    _check_placement(session, NAMES[provider])
+    _check_placement(session, provider)
     return session, precision
 
 
@@ -144,17 +144,20 @@ def _load_cuda_libraries(name: str) -> None:
     ort.preload_dlls()
 
 
-def _check_placement(session: ort.InferenceSession, name: str) -> None:
-    """Raise ProviderError when a node that touches images runs on another provider than `name`."""
+def _check_placement(session: ort.InferenceSession, provider: str) -> None:
+    """Raise ProviderError unless `provider` runs the model, and no node that touches images runs on a lesser one."""
+    name = NAMES[provider]
+    allowed = {name, NAMES["cuda"]} if provider == "tensorrt" else {name}
+    parts = session.get_provider_graph_assignment_info()
     astray = [
         f"{node.op_type} ({part.ep_name})"
-        for part in session.get_provider_graph_assignment_info()
-        if part.ep_name != name
+        for part in parts
+        if part.ep_name not in allowed
         for node in part.get_nodes()
         if node.op_type not in _SHAPE_OPERATORS
     ]
-    if name not in session.get_providers() or astray:
-        raise ProviderError(f"{name} was asked for, but these would run elsewhere: {', '.join(astray) or 'all nodes'}")
+    if astray or all(part.ep_name != name for part in parts):
+        raise ProviderError(f"{name} was asked for, but does not run: {', '.join(astray) or 'any node'}")
 
 
 _Opener = Callable[[Path, ort.SessionOptions, tuple[str, ...], int], tuple[ort.InferenceSession, str]]

@@ -63,14 +63,14 @@ class Server:
         await self.repository.refresh()
         self._report_serving()
 
-    async def stop(self) -> None:
+    async def stop(self, lame_duck_seconds: float = 0.0) -> None:
         """Drain: report NOT_SERVING, wait the lame-duck time, refuse new calls, answer every accepted one.
 
         Takes at most lame_duck_seconds + drain_seconds; calls that are not done by then are cancelled.
         """
         log.info("draining")
         self._health.not_serving()
-        await asyncio.sleep(self.settings.lame_duck_seconds)
+        await asyncio.sleep(lame_duck_seconds)
         deadline = time.monotonic() + self.settings.drain_seconds
         self._health.end_watches()
         self._classifier.drain()
@@ -139,11 +139,19 @@ async def run(settings: Settings, started: Callable[[Server], None]) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, on_signal)
     server = Server(settings)
-    refreshes: set[asyncio.Task[None]] = set()
+    refreshes: set[asyncio.Task[None]] = set()  # the loop itself holds its tasks only weakly
+
+    def on_hangup() -> None:
+        task = asyncio.create_task(server.refresh())
+        refreshes.add(task)
+        task.add_done_callback(refreshes.discard)
+
+    lame_duck_seconds = 0.0
     try:
         await server.start()
         started(server)
-        loop.add_signal_handler(signal.SIGHUP, lambda: refreshes.add(asyncio.create_task(server.refresh())))
+        loop.add_signal_handler(signal.SIGHUP, on_hangup)
         await stop.wait()
+        lame_duck_seconds = settings.lame_duck_seconds
     finally:
-        await server.stop()
+        await server.stop(lame_duck_seconds)

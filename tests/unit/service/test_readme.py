@@ -1,0 +1,15 @@
+"""The README says what the code does."""
+
+from __future__ import annotations
+
+from service import config
+from tests.integration.server_process import ROOT
+
+
+def test_its_table_of_settings_is_the_codes() -> None:
+    rows = [
+        f"| `{config.flag(name)}` | `{field.default}` | {field.metadata['help']} |"
+        for name, field in config.FIELDS.items()
+    ]
+    table = "\n".join(["| setting | default | what it is |", "|---|---|---|", *rows])
+    assert table in (ROOT / "README.md").read_text(), f"the README needs this table:\n{table}"
