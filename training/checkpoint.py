@@ -18,7 +18,8 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from training.errors import CheckpointError
-from training.run import RunSpec, write_atomically, write_json
+from training.files import write_atomically, write_json
+from training.run import RunSpec
 
 FORMAT_VERSION = 1
 FILE = "checkpoint.json"

@@ -32,16 +32,20 @@ Subparsers = Any  # argparse's own class for this is private
 def add_subcommands(subparsers: Subparsers) -> None:
     """Define the five commands. Each sets `func`, which takes the parsed arguments and returns the exit code."""
     train = _add(subparsers, "train", "train a network and leave a checkpoint in its run folder")
+    _add_data_flags(train)
     _add_train_flags(train)
     evaluate = _add(subparsers, "evaluate", "round the weights, fit the temperature, measure on the test split")
     _add_run_flag(evaluate, required=True)
+    _add_data_flags(evaluate)
     _add_evaluate_flags(evaluate)
     export = _add(subparsers, "export", "write model.onnx and compare it with PyTorch on the test split")
     _add_run_flag(export, required=True)
+    _add_data_flags(export)
     publish = _add(subparsers, "publish", "put an exported model into the model repository as its next version")
     _add_run_flag(publish, required=True)
     _add_publish_flags(publish)
     retrain = _add(subparsers, "retrain", "train, evaluate, export and publish, if it is good enough")
+    _add_data_flags(retrain)
     _add_train_flags(retrain)
     _add_evaluate_flags(retrain)
     _add_publish_flags(retrain)
@@ -70,8 +74,7 @@ def _add_run_flag(parser: argparse.ArgumentParser, required: bool) -> None:
     )
 
 
-def _add_train_flags(parser: argparse.ArgumentParser) -> None:
-    _add_run_flag(parser, required=False)
+def _add_data_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--data",
         metavar="SOURCE",
@@ -79,10 +82,14 @@ def _add_train_flags(parser: argparse.ArgumentParser) -> None:
         "<class>/<picture>, or train/<class>/<picture> and test/<class>/<picture>",
     )
     parser.add_argument(
-        "--data-name", metavar="NAME", help="what the manifest calls the data; the name of the folder if not given"
-    )
-    parser.add_argument(
         "--download-folder", type=Path, default=Path("data"), metavar="FOLDER", help="where cifar10 is kept (data)"
+    )
+
+
+def _add_train_flags(parser: argparse.ArgumentParser) -> None:
+    _add_run_flag(parser, required=False)
+    parser.add_argument(
+        "--data-name", metavar="NAME", help="what the manifest calls the data; the name of the folder if not given"
     )
     parser.add_argument("--resume", action="store_true", help="go on from the checkpoint in --run")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), help="where to train (auto)")
@@ -115,7 +122,7 @@ _image_shape.__name__ = "image shape"  # argparse names it in its error message
 def _add_evaluate_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--weights",
-        choices=("fp32", "fp16", "int8"),
+        choices=("fp32", "int8"),
         default="int8",
         help="how the model file stores the weights (int8, the default: a quarter of the size). They are rounded "
         "before the model is evaluated, and it computes in fp32 all the same",

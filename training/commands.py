@@ -4,26 +4,81 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 
 from rich.console import Console
+from rich.table import Table
 
-from training import checkpoint, loop
+from service.manifest import MODEL_FILE
+from training import checkpoint, finished, gates, loop
+from training import export as exporting
+from training import publish as publishing
 from training.cifar10 import read_original
 from training.datasets import Dataset, ImageShape, read_pictures
 from training.errors import CheckpointError, TrainingError
+from training.export import Export
+from training.files import lock_folder
+from training.finished import FinishedModel
 from training.hardware import Compute, choose
 from training.recipes import Recipe, named
-from training.run import describe_run
+from training.run import RunSpec, describe_run
 from training.signals import stop_requests
 
 CIFAR10 = "cifar10"
 
 
 def train(arguments: argparse.Namespace) -> None:
-    _train(arguments, Console())
+    """Train, or go on, and leave the checkpoint."""
+    console = _console()
+    run, _ = _train(arguments, console)
+    console.print(f"next: cifarserve evaluate --run {run}")
+
+
+def evaluate(arguments: argparse.Namespace) -> None:
+    """Turn the best epoch of a run into a finished model, and show how good it is."""
+    saved = checkpoint.load(arguments.run)
+    dataset = _run_data(saved.spec, arguments)
+    console = _console()
+    _evaluate(arguments.run, dataset, arguments.weights, console)
+    console.print(f"next: cifarserve export --run {arguments.run}")
+
+
+def export(arguments: argparse.Namespace) -> None:
+    """Write the ONNX file of a finished model, if it gives PyTorch's answers."""
+    model = finished.load(arguments.run)
+    dataset = _run_data(model.spec, arguments)
+    console = _console()
+    _export(arguments.run, model, dataset, console)
+    console.print(f"next: cifarserve publish --run {arguments.run}")
+
+
+def publish(arguments: argparse.Namespace) -> None:
+    """Put an exported model into the repository. No gate: whoever publishes by hand has decided."""
+    model, exported = finished.load(arguments.run), exporting.load(arguments.run)
+    _publish(arguments, arguments.run, model, exported, _console())
+
+
+def retrain(arguments: argparse.Namespace) -> None:
+    """The whole way from pictures to a published version, unless a gate refuses."""
+    console = _console()
+    publishing.check_name(arguments.name)  # before the hours of training
+    run, dataset = _train(arguments, console)
+    model = _evaluate(run, dataset, arguments.weights, console)
+    gates.require_accuracy(model, arguments.min_accuracy)
+    served = publishing.served(arguments.models, arguments.name)
+    if served:
+        folder = arguments.models / served.name / str(served.version)
+        gates.require_no_regression(model, served, folder, dataset.test, arguments.max_regression)
+    exported = _export(run, model, dataset, console)
+    _publish(arguments, run, model, exported, console)
+
+
+def _console() -> Console:
+    return Console(highlight=False, soft_wrap=True)
 
 
 def _train(arguments: argparse.Namespace, console: Console) -> tuple[Path, Dataset]:
@@ -33,16 +88,28 @@ def _train(arguments: argparse.Namespace, console: Console) -> tuple[Path, Datas
     spec = describe_run(recipe, compute, dataset)
     console.print(
         f"training {recipe.architecture} on {dataset.name}: {len(dataset.train):,} + {len(dataset.test):,} images, "
-        f"{len(dataset.classes)} classes, on {compute.device} in {compute.precision}, {compute.layout}; run {run}",
-        highlight=False,
-        soft_wrap=True,
+        f"{len(dataset.classes)} classes, on {compute.device} in {compute.precision}, {compute.layout}; run {run}"
     )
-    with stop_requests() as stop_signal:
+    with _only_training_in(run), stop_requests() as stop_signal:
         position = loop.train(spec, dataset, run, resume=arguments.resume, stop_signal=stop_signal, console=console)
     best = position.best
     if best:
-        console.print(f"best: epoch {best.epoch}, validation accuracy {best.validation_accuracy:.2%}", highlight=False)
+        console.print(f"best: epoch {best.epoch}, validation accuracy {best.validation_accuracy:.2%}")
     return run, dataset
+
+
+@contextmanager
+def _only_training_in(run: Path) -> Iterator[None]:
+    """Two trainings in one folder would take turns in replacing each other's checkpoint."""
+    run.mkdir(parents=True, exist_ok=True)
+    try:
+        descriptor = lock_folder(run)
+    except BlockingIOError:
+        raise CheckpointError(f"another training is at work in {run}") from None
+    try:
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def _settings(arguments: argparse.Namespace) -> tuple[Recipe, Compute, Path]:
@@ -85,6 +152,56 @@ def read_data(source: str, name: str | None, shape: ImageShape, download_folder:
     return dataset
 
 
+def _run_data(spec: RunSpec, arguments: argparse.Namespace) -> Dataset:
+    """The data that a run was trained on, from where it lay then or where --data says it is now."""
+    source = arguments.data or spec.source
+    return read_data(source, spec.dataset, spec.recipe.image_shape, arguments.download_folder)
+
+
+def _evaluate(run: Path, dataset: Dataset, weights: str, console: Console) -> FinishedModel:
+    model = finished.finish(checkpoint.load(run), dataset, weights)
+    finished.save(run, model)
+    evaluation = model.evaluation
+    table = Table("class", "images", "precision", "recall", "F1", title=f"{dataset.name}, test split")
+    for scores in (*evaluation["per_class"], {"label": "macro", "support": evaluation["n"], **evaluation["macro"]}):
+        ratios = (f"{scores[key]:.2%}" for key in ("precision", "recall", "f1"))
+        table.add_row(scores["label"], str(scores["support"]), *ratios)
+    console.print(table)
+    console.print(
+        f"accuracy {evaluation['accuracy']:.2%} with {weights} weights "
+        f"({evaluation['accuracy_before_rounding']:.2%} before rounding), epoch {model.recipe['best_epoch']}\n"
+        f"calibration error {evaluation['ece']:.4f} at temperature {model.recipe['temperature']:.4f}, "
+        f"fitted on {model.dataset['splits']['validation']:,} validation images "
+        f"({evaluation['ece_before_calibration']:.4f} before)"
+    )
+    return model
+
+
+def _export(run: Path, model: FinishedModel, dataset: Dataset, console: Console) -> Export:
+    exported = exporting.export(run, model, dataset.test)
+    for parity in exported.parity:
+        allowed = "" if parity.precision in exported.compute_precisions else "; not good enough to be used"
+        console.print(
+            f"parity with PyTorch on {parity.provider}, {parity.precision}: same top class for {parity.agreement:.2%} "
+            f"of {parity.n:,} images, largest difference of a probability {parity.max_abs_difference:.2g}, "
+            f"accuracy {parity.accuracy:.2%}{allowed}"
+        )
+    console.print(f"{run / MODEL_FILE}: {exported.files[MODEL_FILE].size / 1e6:.2f} MB, opset {exported.opset}")
+    return exported
+
+
+def _publish(
+    arguments: argparse.Namespace, run: Path, model: FinishedModel, exported: Export, console: Console
+) -> None:
+    manifest = publishing.publish(run, model, exported, arguments.models, arguments.name)
+    folder = arguments.models / manifest.name / str(manifest.version)
+    console.print(f"published {manifest.name} version {manifest.version} in {folder}")
+
+
 COMMANDS: dict[str, Callable[[argparse.Namespace], None]] = {
     "train": train,
+    "evaluate": evaluate,
+    "export": export,
+    "publish": publish,
+    "retrain": retrain,
 }

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
+from service import cpu
 from training.errors import TrainingError
 
 
@@ -45,5 +46,4 @@ def _computes_bf16(device: str) -> bool:
     """Whether bf16 runs in hardware: elsewhere it is emulated, and slower than fp32."""
     if device == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    capabilities = torch.cpu.get_capabilities()
-    return any(bool(capabilities.get(name)) for name in ("avx512_bf16", "amx_bf16", "bf16"))
+    return cpu.computes_bf16()

@@ -61,4 +61,4 @@ class TrainingDisplay:
         )
 
     def _line(self, text: str) -> None:
-        self.console.print(text, highlight=False, soft_wrap=True)
+        self.console.print(text)

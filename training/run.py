@@ -1,12 +1,9 @@
-"""A run: what defines it, and the folder that holds what it made, from the first checkpoint to the exported model."""
+"""A run: what defines it, and how two of them are told apart."""
 
 from __future__ import annotations
 
 import dataclasses
-import json
-import os
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from training.datasets import Dataset
@@ -62,30 +59,6 @@ def require_same_run(found: RunSpec, wanted: RunSpec) -> None:
     ]
     if differing:
         raise CheckpointError(f"the checkpoint is of another run: {'; '.join(differing)}")
-
-
-def write_json(path: Path, record: Any) -> None:
-    """Replace `path` by `record` as JSON in one step: a reader, or a crash, sees the old file or the new one."""
-    write_atomically(path, (json.dumps(record, indent=2, allow_nan=False) + "\n").encode())
-
-
-def write_atomically(path: Path, data: bytes) -> None:
-    """Write, fsync and rename into place, then fsync the folder, so that the name survives a power cut too."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    with temporary.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
-    sync_folder(path.parent)
-
-
-def sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _flat(record: dict[str, Any]) -> dict[str, Any]:

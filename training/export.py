@@ -1,0 +1,189 @@
+"""A finished model to one self-contained ONNX file: uint8 pixels in, probabilities and calibrated logits out.
+
+The file is written beside its final name, checked, run in ONNX Runtime on real images, compared with PyTorch, and
+only then given that name.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import io
+import json
+import logging
+import warnings
+from contextlib import redirect_stdout
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import torch
+from onnx import helper, numpy_helper
+from torch import Tensor, nn
+
+from service.engine import EngineError
+from service.manifest import GOLDEN_FILE, MODEL_FILE, FileEntry, file_entry
+from training.calibrate import softmax
+from training.datasets import LabelledImages
+from training.errors import CheckpointError, ParityError
+from training.files import write_atomically, write_json
+from training.finished import TENSORS_FILE, FinishedModel, predict_logits
+from training.model import Classifier
+from training.parity import Parity, close_enough, measure, measure_bf16, require_equal
+from training.weights import to_int8
+
+OPSET = 18
+RECORD_FILE = "export.json"
+GOLDEN_IMAGES = 16
+
+
+@dataclass(frozen=True)
+class Export:
+    """What an export found. `of` is the SHA-256 of the model.safetensors that it was made from."""
+
+    of: str
+    files: dict[str, FileEntry]
+    opset: int
+    parity: tuple[Parity, ...]
+    compute_precisions: tuple[str, ...]
+
+
+class _Served(nn.Module):
+    """The classifier with the two outputs of the file: probabilities, and the logits that they are the softmax of."""
+
+    def __init__(self, classifier: Classifier) -> None:
+        super().__init__()
+        self.classifier = classifier
+
+    def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
+        logits = self.classifier(image)
+        return torch.softmax(logits, 1), logits
+
+
+def export(run: Path, model: FinishedModel, test: LabelledImages) -> Export:
+    """Write model.onnx, golden.npz and export.json into `run`. Raises ParityError, and then leaves no model.onnx."""
+    final, unchecked = run / MODEL_FILE, run / f".unchecked-{MODEL_FILE}"
+    for stale in (final, run / RECORD_FILE):
+        stale.unlink(missing_ok=True)
+    graph = to_onnx(model.classifier, model.spec.recipe.image_shape, model.recipe["weights"])
+    unchecked.write_bytes(graph.SerializeToString())
+    try:
+        parity = check(unchecked, model.classifier, test)
+        write_atomically(final, unchecked.read_bytes())
+    finally:
+        unchecked.unlink()
+    write_atomically(run / GOLDEN_FILE, golden(model.classifier, test))
+    result = Export(
+        of=file_entry(run / TENSORS_FILE).sha256,
+        files={name: file_entry(run / name) for name in (MODEL_FILE, GOLDEN_FILE)},
+        opset=OPSET,
+        parity=parity,
+        compute_precisions=("fp32", *(each.precision for each in parity[1:] if close_enough(each))),
+    )
+    write_json(run / RECORD_FILE, dataclasses.asdict(result))
+    return result
+
+
+def check(path: Path, classifier: Classifier, test: LabelledImages) -> tuple[Parity, ...]:
+    """Parity on the CPU provider in fp32, then in bf16 where this machine has it. Raises ParityError.
+
+    Only the first must hold; `close_enough` says whether the second may be used.
+    """
+    expected = softmax(predict_logits(classifier, test.images))
+    try:
+        onnx.checker.check_model(str(path), full_check=True)
+        parity = measure(path, "cpu", ("fp32",), test, expected)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError, EngineError) as error:
+        raise ParityError(f"the exported file is no valid model: {error}") from error
+    require_equal(parity)
+    bf16 = measure_bf16(path, test, expected)
+    return (parity, bf16) if bf16 else (parity,)
+
+
+def to_onnx(classifier: Classifier, image_shape: tuple[int, int, int], weights: str) -> Any:
+    """The graph as an onnx.ModelProto: uint8 `image` [n, h, w, c] to `probabilities` and `logits`, n left open."""
+    example = torch.zeros((2, *image_shape), dtype=torch.uint8)
+    # The exporter reports its progress in prints, warnings and log lines; whether it succeeded is checked afterwards.
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+    with warnings.catch_warnings(), redirect_stdout(io.StringIO()):
+        warnings.simplefilter("ignore")
+        program = torch.onnx.export(
+            _Served(classifier).eval(),
+            (example,),
+            dynamo=True,
+            verbose=False,
+            opset_version=OPSET,
+            input_names=["image"],
+            output_names=["probabilities", "logits"],
+            dynamic_shapes=({0: torch.export.Dim("n")},),
+        )
+    assert program is not None  # only when a file name is given
+    model = program.model_proto
+    _drop_metadata(model)
+    if weights == "int8":
+        _store_int8(model.graph)
+    return model
+
+
+def _drop_metadata(model: Any) -> None:
+    """The exporter notes stack traces, with this machine's paths, on every node."""
+    graph = model.graph
+    for record in (model, graph, *graph.node, *graph.input, *graph.output, *graph.initializer, *graph.value_info):
+        del record.metadata_props[:]
+
+
+def _store_int8(graph: Any) -> None:
+    """Replace each weight of two or more dimensions by int8 values, a cast and a multiplication by their scales.
+
+    ONNX Runtime multiplies them out once, when the session is made. The weights are on the int8 grid already
+    (`training.weights`), and the exporter at most scales whole output channels when it folds batch norms into
+    convolutions, so nothing is lost. Raises ParityError if something is.
+    """
+    weights = [tensor for tensor in graph.initializer if len(tensor.dims) >= 2]
+    nodes = []
+    for tensor in weights:
+        values, name = numpy_helper.to_array(tensor), tensor.name
+        integers, scale = to_int8(values)
+        if (np.abs(integers * scale - values) > 1e-3 * scale).any():
+            raise ParityError(f"{name} is not on an int8 grid: it cannot be stored as int8 without loss")
+        graph.initializer.remove(tensor)
+        graph.initializer.extend(
+            [numpy_helper.from_array(integers, f"{name}.int8"), numpy_helper.from_array(scale, f"{name}.scale")]
+        )
+        nodes += [
+            helper.make_node("Cast", [f"{name}.int8"], [f"{name}.float"], to=onnx.TensorProto.FLOAT),
+            helper.make_node("Mul", [f"{name}.float", f"{name}.scale"], [name]),
+        ]
+    body = list(graph.node)
+    del graph.node[:]
+    graph.node.extend([*nodes, *body])  # a graph lists a node before those that use its output
+
+
+def golden(classifier: Classifier, test: LabelledImages) -> bytes:
+    """An .npz of a few test images, evenly taken, with the probabilities and logits that PyTorch gives for them."""
+    chosen = np.unique(np.linspace(0, len(test) - 1, GOLDEN_IMAGES).round().astype(np.int64))
+    images = test.images[chosen]
+    logits = predict_logits(classifier, images)
+    file = io.BytesIO()
+    np.savez(file, allow_pickle=False, image=images, probabilities=softmax(logits), logits=logits)
+    return file.getvalue()
+
+
+def load(run: Path) -> Export:
+    """The record of the export in `run`. Raises CheckpointError: none there, or its files are not those it made."""
+    try:
+        record = json.loads((run / RECORD_FILE).read_bytes())
+        files = {name: FileEntry(**entry) for name, entry in record["files"].items()}
+        current = {name: file_entry(run / name) for name in files}
+        tensors = hashlib.sha256((run / TENSORS_FILE).read_bytes()).hexdigest()
+        parity = tuple(Parity(**each) for each in record["parity"])
+        found = Export(record["of"], files, record["opset"], parity, tuple(record["compute_precisions"]))
+    except FileNotFoundError:
+        raise CheckpointError(f"{run}: not exported yet; first: cifarserve export --run {run}") from None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{run / RECORD_FILE}: damaged: {error!r}") from None
+    if current != files or tensors != found.of:
+        raise CheckpointError(f"{run}: its files changed since the export; again: cifarserve export --run {run}")
+    return found

@@ -1,0 +1,147 @@
+"""A finished model: rounded, calibrated and evaluated. What `evaluate` leaves in the run folder and `export` reads.
+
+`model.safetensors` holds the classifier, `model.json` everything that is known about it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import safetensors.torch
+import torch
+from safetensors import SafetensorError
+
+from service.images import Pixels
+from training import architectures
+from training.calibrate import fit_temperature, softmax
+from training.checkpoint import Checkpoint
+from training.datasets import Dataset
+from training.errors import CheckpointError
+from training.evaluate import baseline, evaluate
+from training.files import write_atomically, write_json
+from training.loop import hold_out_validation, part
+from training.model import Classifier
+from training.run import RunSpec
+from training.weights import round_weights
+
+TENSORS_FILE = "model.safetensors"
+RECORD_FILE = "model.json"
+PREDICTION_BATCH = 250
+
+
+@dataclass(frozen=True)
+class FinishedModel:
+    """`classifier` on the CPU in fp32 and evaluation mode; the other records are those of the manifest."""
+
+    spec: RunSpec
+    classifier: Classifier
+    recipe: dict[str, Any]
+    dataset: dict[str, Any]
+    evaluation: dict[str, Any]
+    baseline: dict[str, Any]
+
+
+def finish(checkpoint: Checkpoint, dataset: Dataset, weights: str) -> FinishedModel:
+    """Take the best epoch's weights, round them to the format `weights`, calibrate on validation, evaluate on test.
+
+    Raises CheckpointError when no epoch is complete yet, or `dataset` is not the one of the run.
+    """
+    spec, best = checkpoint.spec, checkpoint.position.best
+    if best is None:
+        raise CheckpointError("no epoch of this run is complete yet, so there is no model to evaluate")
+    if dataset.fingerprint() != spec.fingerprint:
+        raise CheckpointError(f"{dataset.source} is not the data that this run was trained on ({spec.dataset})")
+    kept, validation = hold_out_validation(dataset, spec)
+    classifier = _build(spec)
+    classifier.load_state_dict(part(checkpoint.tensors, "best."))
+    exact = predict_logits(classifier, dataset.test.images)
+    round_weights(classifier.network, weights)
+    temperature = fit_temperature(predict_logits(classifier, validation.images), validation.labels)
+    uncalibrated = softmax(predict_logits(classifier, dataset.test.images))
+    classifier.temperature.fill_(temperature)
+    probabilities = softmax(predict_logits(classifier, dataset.test.images))
+    labels = dataset.test.labels
+    return FinishedModel(
+        spec=spec,
+        classifier=classifier,
+        recipe={
+            **spec.to_record()["recipe"],
+            "compute": dataclasses.asdict(spec.compute),
+            "best_epoch": best.epoch,
+            "temperature": temperature,
+            "weights": weights,
+            "history": [dataclasses.asdict(record) for record in checkpoint.position.history],
+        },
+        dataset={
+            "name": dataset.name,
+            "read_from": Path(dataset.source).name,
+            "splits": {"train": len(kept), "validation": len(validation), "test": len(labels)},
+            "fingerprint": spec.fingerprint,
+            "test_fingerprint": dataset.test.fingerprint(),
+        },
+        evaluation={
+            **dataclasses.asdict(evaluate(probabilities, labels, dataset.classes)),
+            "split": "test",
+            "accuracy_before_rounding": float((exact.argmax(1) == labels).mean()),
+            "ece_before_calibration": evaluate(uncalibrated, labels, dataset.classes).ece,
+        },
+        baseline=dataclasses.asdict(baseline(probabilities, dataset.classes)),
+    )
+
+
+def predict_logits(classifier: Classifier, images: Pixels) -> npt.NDArray[np.float32]:
+    """Logits float32 [n, classes] of uint8 [n, h, w, c], in fp32 on the CPU: the answers all exports are held to."""
+    with torch.inference_mode():
+        parts = [classifier(batch).numpy() for batch in torch.split(torch.from_numpy(images), PREDICTION_BATCH)]
+    return np.concatenate(parts)
+
+
+def save(run: Path, model: FinishedModel) -> None:
+    tensors = {name: tensor.contiguous() for name, tensor in model.classifier.state_dict().items()}
+    data = safetensors.torch.save(tensors)
+    write_atomically(run / TENSORS_FILE, data)
+    record = {
+        "run": model.spec.to_record(),
+        "sha256": hashlib.sha256(data).hexdigest(),
+        "recipe": model.recipe,
+        "dataset": model.dataset,
+        "evaluation": model.evaluation,
+        "baseline": model.baseline,
+    }
+    write_json(run / RECORD_FILE, record)
+
+
+def load(run: Path) -> FinishedModel:
+    """What `save` left. Raises CheckpointError: not there yet, or damaged."""
+    try:
+        record = json.loads((run / RECORD_FILE).read_bytes())
+        data = (run / TENSORS_FILE).read_bytes()
+    except FileNotFoundError:
+        raise CheckpointError(f"{run}: not evaluated yet; first: cifarserve evaluate --run {run}") from None
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{run / RECORD_FILE}: damaged: {error}") from None
+    try:
+        if hashlib.sha256(data).hexdigest() != record["sha256"]:
+            raise CheckpointError(f"{run / TENSORS_FILE}: damaged: its SHA-256 is not the one in {RECORD_FILE}")
+        spec = RunSpec.from_record(record["run"])
+        classifier = _build(spec)
+        classifier.load_state_dict(safetensors.torch.load(data))
+        parts = {key: record[key] for key in ("recipe", "dataset", "evaluation", "baseline")}
+    except (KeyError, TypeError, SafetensorError) as error:
+        raise CheckpointError(f"{run / RECORD_FILE}: damaged: {error!r}") from None
+    return FinishedModel(spec, classifier, **parts)
+
+
+def _build(spec: RunSpec) -> Classifier:
+    """The run's classifier with weights still to be loaded, as it is evaluated: fp32, contiguous, no dropout."""
+    recipe = spec.recipe
+    network = architectures.build(recipe.architecture, recipe.image_shape, len(spec.classes))
+    channels = recipe.image_shape[2]
+    return Classifier(network, torch.zeros(channels), torch.ones(channels), torch.contiguous_format).eval()

@@ -1,0 +1,109 @@
+"""Whether an exported model gives PyTorch's answers, by provider and precision: measured on real images, and gated."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from service import cpu
+from service.engine import Engine, EngineError
+from training.datasets import LabelledImages
+from training.errors import ParityError
+from training.evaluate import confusion_matrix
+
+Probabilities = npt.NDArray[np.floating]
+
+BATCH = 64
+
+# The same arithmetic in another order: 1e-6 is usual for probabilities, 1e-4 already means something else is computed.
+FP32_LARGEST_DIFFERENCE = 1e-4
+FP32_LEAST_AGREEMENT = 0.999
+# A lower precision may cost this much against PyTorch's fp32, and no more.
+LOWER_LEAST_AGREEMENT = 0.99
+LOWER_ACCURACY_DROP = 0.003
+LOWER_CLASS_DROP = 0.015
+
+
+@dataclass(frozen=True)
+class Parity:
+    """Of one provider and precision against PyTorch in fp32, over `n` images.
+
+    `agreement` is the share with the same top class, `max_abs_difference` the largest of any probability,
+    `accuracy_drop` and `class_drop` what accuracy, and the recall of the worst hit class, lose (negative: gain).
+    """
+
+    provider: str
+    precision: str
+    n: int
+    agreement: float
+    max_abs_difference: float
+    accuracy: float
+    accuracy_drop: float
+    class_drop: float
+
+
+def measure(
+    model: Path, provider: str, precisions: tuple[str, ...], test: LabelledImages, expected: Probabilities
+) -> Parity:
+    """Run `test` through the server's own engine and compare with PyTorch's `expected` [n, classes].
+
+    Raises EngineError when the provider is not here or does not run the model.
+    """
+    engine = Engine(model, provider=provider, precisions=precisions, threads=cpu.usable_cores(), max_batch_size=BATCH)
+    return compare(provider, engine.precision, predict(engine, test), expected, test.labels)
+
+
+def predict(engine: Engine, test: LabelledImages) -> Probabilities:
+    """Probabilities [n, classes] of all images, in batches as large as the engine takes."""
+    step = engine.max_batch_size
+    starts = range(0, len(test), step)
+    return np.concatenate([engine.run(test.images[start : start + step]).probabilities for start in starts])
+
+
+def compare(
+    provider: str, precision: str, found: Probabilities, expected: Probabilities, labels: npt.NDArray[np.int64]
+) -> Parity:
+    classes = expected.shape[1]
+    before, after = (confusion_matrix(each.argmax(1), labels, classes) for each in (expected, found))
+    support = np.maximum(before.sum(1), 1)
+    return Parity(
+        provider=provider,
+        precision=precision,
+        n=len(labels),
+        agreement=float((found.argmax(1) == expected.argmax(1)).mean()),
+        max_abs_difference=float(np.abs(found - expected).max()),
+        accuracy=float(np.trace(after) / len(labels)),
+        accuracy_drop=float((np.trace(before) - np.trace(after)) / len(labels)),
+        class_drop=float(((np.diag(before) - np.diag(after)) / support).max()),
+    )
+
+
+def require_equal(parity: Parity) -> None:
+    """The fp32 gate. Raises ParityError with the numbers when these are not PyTorch's answers (NaN never is)."""
+    if not (parity.max_abs_difference <= FP32_LARGEST_DIFFERENCE and parity.agreement >= FP32_LEAST_AGREEMENT):
+        raise ParityError(
+            f"the exported model differs from PyTorch on {parity.provider}: largest difference of a probability "
+            f"{parity.max_abs_difference:.2g} (at most {FP32_LARGEST_DIFFERENCE:.0e}), same top class for "
+            f"{parity.agreement:.2%} of {parity.n} images (at least {FP32_LEAST_AGREEMENT:.1%})"
+        )
+
+
+def close_enough(parity: Parity) -> bool:
+    """The gate of a lower precision: agreement at least 99%, accuracy down at most 0.3 points, 1.5 in any class."""
+    return (
+        parity.agreement >= LOWER_LEAST_AGREEMENT
+        and parity.accuracy_drop <= LOWER_ACCURACY_DROP
+        and parity.class_drop <= LOWER_CLASS_DROP
+    )
+
+
+def measure_bf16(model: Path, test: LabelledImages, expected: Probabilities) -> Parity | None:
+    """bf16 on OpenVINO, the provider that would use it on a CPU; None where this machine cannot compute it."""
+    try:
+        parity = measure(model, "openvino", ("fp32", "bf16"), test, expected)
+    except EngineError:
+        return None
+    return parity if parity.precision == "bf16" else None
