@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
-import time
-from concurrent.futures import ThreadPoolExecutor
-from typing import Any, TypeAlias
+from functools import partial
+from typing import Any
 
 import grpc
 import numpy as np
@@ -14,186 +12,132 @@ from cifarserve.v1 import classifier_pb2_grpc as pb_grpc
 from google.rpc import status_pb2
 
 from service import images, status
-from service.config import Settings
 from service.engine import Floats
-from service.errors import InvalidInput, ModelNotFound, Unavailable
-from service.metrics import Metrics
-from service.repository import Repository, ServedModel
+from service.errors import InvalidInput, ServiceError
+from service.frontend import Frontend, deadline_of
+from service.repository import ServedModel
+from service.streams import Streams
 
 DEFAULT_TOP_K = 5
 _Context = grpc.aio.ServicerContext[Any, Any]
-_Answer: TypeAlias = pb.ClassifyResponse | status_pb2.Status
 
 
 class Classifier(pb_grpc.ClassifierServicer):
     """Implements protos/cifarserve/v1/classifier.proto, which documents the calls and their errors."""
 
-    def __init__(self, repository: Repository, settings: Settings, metrics: Metrics, decoders: ThreadPoolExecutor):
-        self._repository = repository
-        self._settings = settings
-        self._metrics = metrics
-        self._decoders = decoders
-        self._readers: set[asyncio.Task[None]] = set()
+    def __init__(self, frontend: Frontend, streams: Streams) -> None:
+        self._frontend = frontend
+        self._streams = streams
 
     async def Classify(self, request: pb.ClassifyRequest, context: _Context) -> pb.ClassifyResponse:  # noqa: N802
-        answer = await self._answer(request, _deadline(context))
-        if isinstance(answer, status_pb2.Status):
-            await status.abort(context, answer)
-        return answer
+        reply = await self._answer(request, deadline_of(context))
+        if isinstance(reply, status_pb2.Status):
+            await status.abort(context, reply)
+        return reply
 
     async def ClassifyStream(self, _requests: Any, context: _Context) -> None:  # noqa: N802
-        """Read, work and reply at the same time, with at most `stream_window` requests in between."""
-        deadline = _deadline(context)
-        window = asyncio.Semaphore(self._settings.stream_window)
-        answers: asyncio.Queue[tuple[str, asyncio.Task[_Answer]] | None] = asyncio.Queue()
-        async with asyncio.TaskGroup() as group:
-            reader = group.create_task(self._read(context, deadline, window, answers, group))
-            self._readers.add(reader)
-            reader.add_done_callback(self._readers.discard)
-            reader.add_done_callback(lambda _: answers.put_nowait(None))
-            while (entry := await answers.get()) is not None:
-                request_id, task = entry
-                answer = await task
-                if isinstance(answer, status_pb2.Status):
-                    answer = pb.ClassifyResponse(id=request_id, error=answer)
-                await context.write(answer)
-                window.release()
-        if reader.cancelled():
-            await status.abort(context, status.from_error(Unavailable("the server is draining")))
+        deadline = deadline_of(context)
+
+        async def answer(request: pb.ClassifyRequest) -> pb.ClassifyResponse:
+            reply = await self._answer(request, deadline)
+            return pb.ClassifyResponse(id=request.id, error=reply) if isinstance(reply, status_pb2.Status) else reply
+
+        await self._streams.serve(context, answer)
 
     async def ListModels(self, _request: pb.ListModelsRequest, _context: _Context) -> pb.ListModelsResponse:  # noqa: N802
-        return pb.ListModelsResponse(models=[_describe(model) for model in self._repository.models()])
+        return pb.ListModelsResponse(models=[_describe(model) for model in self._frontend.repository.models()])
 
     async def GetModel(self, request: pb.GetModelRequest, context: _Context) -> pb.Model:  # noqa: N802
         try:
-            return _describe(self._repository.find(request.model, request.version))
-        except (ModelNotFound, Unavailable) as error:
+            return _describe(self._frontend.repository.find(request.model, request.version))
+        except ServiceError as error:
             await status.abort(context, status.from_error(error))
             raise
 
-    def drain(self) -> None:
-        """Read no more from the open streams; they end when what was read is answered."""
-        for reader in self._readers:
-            reader.cancel()
+    async def _answer(
+        self, request: pb.ClassifyRequest, deadline: float | None
+    ) -> pb.ClassifyResponse | status_pb2.Status:
+        async def work(model: ServedModel) -> pb.ClassifyResponse:
+            return await self._classify(model, request, deadline)
 
-    async def _read(
-        self,
-        context: _Context,
-        deadline: float | None,
-        window: asyncio.Semaphore,
-        answers: asyncio.Queue[tuple[str, asyncio.Task[_Answer]] | None],
-        group: asyncio.TaskGroup,
-    ) -> None:
-        while True:
-            await window.acquire()
-            request = await context.read()
-            if request is grpc.aio.EOF:
-                return
-            answers.put_nowait((request.id, group.create_task(self._answer(request, deadline))))
-
-    async def _answer(self, request: pb.ClassifyRequest, deadline: float | None) -> _Answer:
-        """The reply to one request, or the status that it fails with; counted either way."""
-        started = time.monotonic()
-        model: ServedModel | None = None
-        code = grpc.StatusCode.CANCELLED
-        try:
-            model = self._repository.find(request.model, request.version)
-            reply = await self._classify(model, request, deadline)
-            code = grpc.StatusCode.OK
-            return reply
-        except Exception as error:
-            failure = status.from_error(error)
-            code = status.code_of(failure)
-            return failure
-        finally:
-            if model is None:
-                self._metrics.unknown(code.name)
-            else:
-                model.metrics.answered(code.name, time.monotonic() - started)
+        return await self._frontend.answer(request.model, request.version, work)
 
     async def _classify(
         self, model: ServedModel, request: pb.ClassifyRequest, deadline: float | None
     ) -> pb.ClassifyResponse:
-        count = len(request.images)
-        top_k = self._check(model, request)
-        with model.batcher.admit(count) as admitted:
-            pixels = await self._decode(model, request)
+        self._frontend.check_count("images", len(request.images))
+        labels, shape = model.manifest.labels, model.manifest.image_shape
+        top_k = _top_k(request, len(labels))
+        with model.batcher.admit(len(request.images)) as admitted:
+            pixels = _pixels(request, shape)
+            if pixels is None:
+                limit = self._frontend.settings.max_image_pixels
+                decoders = [partial(_decode, index, image, limit) for index, image in enumerate(request.images)]
+                pixels = await self._frontend.decode(shape, decoders)
             answer = await admitted.compute(pixels, deadline)
         return pb.ClassifyResponse(
             id=request.id,
             model=model.manifest.name,
             version=model.manifest.version,
-            predictions=_predictions(answer.probabilities, model.manifest.labels, top_k),
+            predictions=_predictions(answer.probabilities, labels, top_k),
         )
 
-    def _check(self, model: ServedModel, request: pb.ClassifyRequest) -> int:
-        """What can be wrong with a request before its images are looked at. Returns top_k."""
-        most = self._settings.max_images_per_request
-        if not request.images:
-            raise InvalidInput("images", "at least one is needed")
-        if len(request.images) > most:
-            raise InvalidInput("images", f"{len(request.images)} are too many, the limit is {most}")
-        classes = len(model.manifest.labels)
-        if not request.HasField("top_k"):
-            return min(DEFAULT_TOP_K, classes)
-        if not 1 <= request.top_k <= classes:
-            raise InvalidInput("top_k", f"must be between 1 and {classes}, the number of classes, is {request.top_k}")
-        return request.top_k
 
-    async def _decode(self, model: ServedModel, request: pb.ClassifyRequest) -> images.Pixels:
-        """All images of a request: uint8 [n, height, width, channels]. Raises InvalidInput for the first bad one."""
-        shape = model.manifest.image_shape
-        batch = np.empty((len(request.images), *shape), np.uint8)
-        loop = asyncio.get_running_loop()
-        limit = self._settings.max_image_pixels
-        pending = []
-        for index, image in enumerate(request.images):
-            if image.WhichOneof("source") == "raw" and (image.raw.height, image.raw.width, 3) == shape:
-                _decode_into(batch, index, image, limit)  # a copy of some bytes: not worth a thread
-            else:
-                pending.append(loop.run_in_executor(self._decoders, _decode_into, batch, index, image, limit))
-        for decoding in await asyncio.gather(*pending, return_exceptions=True):
-            if decoding is not None:
-                raise decoding
-        return batch
+def _top_k(request: pb.ClassifyRequest, classes: int) -> int:
+    if not request.HasField("top_k"):
+        return min(DEFAULT_TOP_K, classes)
+    if not 1 <= request.top_k <= classes:
+        raise InvalidInput("top_k", f"must be between 1 and {classes}, the number of classes, is {request.top_k}")
+    return request.top_k
 
 
-def _decode_into(batch: images.Pixels, index: int, image: pb.Image, max_pixels: int) -> None:
-    """Bring one image to the model's shape, into its row of the batch."""
+def _pixels(request: pb.ClassifyRequest, shape: tuple[int, int, int]) -> images.Pixels | None:
+    """uint8 [n, height, width, channels] when all images are raw pixels of that shape: copying needs no thread."""
+    size = shape[0] * shape[1] * shape[2]
+    rows = []
+    for image in request.images:
+        raw = image.raw
+        if (raw.height, raw.width, 3) != shape or len(raw.rgb) != size:
+            return None
+        rows.append(raw.rgb)
+    return np.frombuffer(rows[0] if len(rows) == 1 else b"".join(rows), np.uint8).reshape(-1, *shape)
+
+
+def _decode(index: int, image: pb.Image, max_pixels: int, row: images.Pixels) -> None:
+    """Bring one image to the shape of `row`, and write it there."""
     source = image.WhichOneof("source")
-    shape = batch.shape[1:]
+    height, width, channels = row.shape
+    shape = (height, width, channels)
     try:
         if source == "encoded":
-            batch[index] = images.decode(image.encoded, shape, max_pixels)
+            row[:] = images.decode(image.encoded, shape, max_pixels)
         elif source == "raw":
-            if image.raw.width * image.raw.height > max_pixels:
-                raise images.ImageError(f"{image.raw.width} x {image.raw.height} pixels, the limit is {max_pixels}")
-            batch[index] = images.from_raw(image.raw.rgb, image.raw.width, image.raw.height, shape)
+            raw = image.raw
+            if raw.width * raw.height > max_pixels:
+                raise images.ImageError(f"{raw.width} x {raw.height} pixels are too many, the limit is {max_pixels}")
+            row[:] = images.from_raw(raw.rgb, raw.width, raw.height, shape)
         else:
             raise InvalidInput(f"images[{index}]", "has neither encoded nor raw")
     except images.ImageError as error:
         raise InvalidInput(f"images[{index}].{source}", str(error)) from None
 
 
-def _predictions(probabilities: Floats, labels: tuple[str, ...], top_k: int) -> list[pb.Prediction]:
-    """For each row of [n, classes] its `top_k` classes, most probable first, equal ones by index."""
+def top_classes(probabilities: Floats, top_k: int) -> tuple[list[list[int]], list[list[float]]]:
+    """For each row of [n, classes] its `top_k` classes and their values, highest first, equal ones by index."""
     order = np.argsort(-probabilities, axis=1, kind="stable")[:, :top_k]
-    best = np.take_along_axis(probabilities, order, axis=1)
+    return order.tolist(), np.take_along_axis(probabilities, order, axis=1).tolist()
+
+
+def _predictions(probabilities: Floats, labels: tuple[str, ...], top_k: int) -> list[pb.Prediction]:
     return [
         pb.Prediction(
             classes=[
-                pb.ClassProbability(label=labels[index], index=index, probability=probability)
-                for index, probability in zip(indices, row, strict=True)
+                pb.ClassProbability(label=labels[index], index=index, probability=value)
+                for index, value in zip(indices, values, strict=True)
             ]
         )
-        for indices, row in zip(order.tolist(), best.tolist(), strict=True)
+        for indices, values in zip(*top_classes(probabilities, top_k), strict=True)
     ]
-
-
-def _deadline(context: _Context) -> float | None:
-    """The call's deadline on time.monotonic()'s clock."""
-    remaining = context.time_remaining()
-    return None if remaining is None else time.monotonic() + remaining
 
 
 def _describe(model: ServedModel) -> pb.Model:

@@ -19,9 +19,11 @@ from grpc_reflection.v1alpha import reflection
 from service import cpu
 from service.classifier import Classifier
 from service.config import Settings
+from service.frontend import Frontend
 from service.health import Health
 from service.metrics import Metrics
 from service.repository import Repository
+from service.streams import Streams
 
 log = logging.getLogger(__name__)
 
@@ -43,7 +45,9 @@ class Server:
         self.port = 0
         self.metrics_port = 0
         self._decoders = ThreadPoolExecutor(settings.decode_threads or cpu.usable_cores(), "decode")
-        self._classifier = Classifier(self.repository, settings, self.metrics, self._decoders)
+        self._streams = Streams(settings.stream_window)
+        frontend = Frontend(self.repository, settings, self.metrics, self._decoders)
+        self._classifier = Classifier(frontend, self._streams)
         self._health = Health()
         self._grpc = self._make_grpc_server()
         self._http: WSGIServer | None = None
@@ -73,7 +77,7 @@ class Server:
         await asyncio.sleep(lame_duck_seconds)
         deadline = time.monotonic() + self.settings.drain_seconds
         self._health.end_watches()
-        self._classifier.drain()
+        self._streams.drain()
         # The batchers refuse and finish first: what comes while gRPC itself stops would be answered CANCELLED.
         closing = asyncio.create_task(self.repository.close())
         await asyncio.wait({closing}, timeout=self.settings.drain_seconds)

@@ -1,0 +1,84 @@
+"""What every request goes through, whatever its protocol: find the model, do the work, count it, map its errors.
+
+The servicers of both protocols are thin: they read a message, call this, and write a message.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
+
+import grpc
+import numpy as np
+from google.rpc import status_pb2
+
+from service import status
+from service.config import Settings
+from service.errors import InvalidInput
+from service.images import Pixels
+from service.metrics import Metrics
+from service.repository import Repository, ServedModel
+
+_Reply = TypeVar("_Reply")
+# Writes one decoded image into its row, uint8 [height, width, channels]. Raises InvalidInput.
+Decode = Callable[[Pixels], None]
+
+
+class Frontend:
+    def __init__(
+        self, repository: Repository, settings: Settings, metrics: Metrics, decoders: ThreadPoolExecutor
+    ) -> None:
+        self.repository = repository
+        self.settings = settings
+        self._metrics = metrics
+        self._decoders = decoders
+
+    async def answer(
+        self, name: str, version: int, work: Callable[[ServedModel], Awaitable[_Reply]]
+    ) -> _Reply | status_pb2.Status:
+        """The reply that `work` gives with the model, or the status that the request fails with; counted either way."""
+        started = time.monotonic()
+        model: ServedModel | None = None
+        code = grpc.StatusCode.CANCELLED
+        try:
+            model = self.repository.find(name, version)
+            reply = await work(model)
+            code = grpc.StatusCode.OK
+            return reply
+        except Exception as error:
+            failure = status.from_error(error)
+            code = status.code_of(failure)
+            return failure
+        finally:
+            if model is None:
+                self._metrics.unknown(code.name)
+            else:
+                model.metrics.answered(code.name, time.monotonic() - started)
+
+    def check_count(self, field: str, images: int) -> None:
+        """Raises InvalidInput when a request has no images, or too many."""
+        most = self.settings.max_images_per_request
+        if images < 1:
+            raise InvalidInput(field, "at least one image is needed")
+        if images > most:
+            raise InvalidInput(field, f"{images} images are too many, the limit is {most}")
+
+    async def decode(self, shape: tuple[int, int, int], images: Sequence[Decode]) -> Pixels:
+        """uint8 [n, height, width, channels], each row written by one of `images` on the decoders' threads."""
+        batch = np.empty((len(images), *shape), np.uint8)
+        loop = asyncio.get_running_loop()
+        jobs = (loop.run_in_executor(self._decoders, decode, row) for decode, row in zip(images, batch, strict=True))
+        # All are waited for, so that none still writes into the batch when this returns or raises.
+        for outcome in await asyncio.gather(*jobs, return_exceptions=True):
+            if outcome is not None:
+                raise outcome
+        return batch
+
+
+def deadline_of(context: grpc.aio.ServicerContext) -> float | None:  # type: ignore[type-arg]
+    """The call's deadline on time.monotonic()'s clock."""
+    remaining = context.time_remaining()
+    return None if remaining is None else time.monotonic() + remaining
