@@ -8,8 +8,9 @@ past its deadline leaves the queue when the next batch is made up, before it cos
 from __future__ import annotations
 
 import asyncio
+import heapq
+import itertools
 import time
-from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -24,6 +25,8 @@ from service.images import Pixels
 
 # Weight of the newest batch in the moving average of the drain rate: the last ten or so batches count.
 _RATE_WEIGHT = 0.2
+PRIORITY_STEP = 1.0  # seconds
+DEFAULT_PRIORITY, LOWEST_PRIORITY = 2, 3
 _MIN_RETRY_AFTER = 0.01  # seconds; sooner, a caller would only be turned away again
 _RETRY_AFTER_UNMEASURED = 1.0  # seconds, before the first batch has been timed
 
@@ -62,7 +65,9 @@ class Batcher:
         self._engine = engine
         self._max_queue_images = max_queue_images
         self.observer = observer
-        self._queue: deque[Request] = deque()
+        # By due time, then by arrival: see Request.compute.
+        self._queue: list[tuple[float, int, Request]] = []
+        self._arrivals = itertools.count()
         self._admitted = 0
         self._images_per_second = 0.0
         self._closing = False
@@ -99,8 +104,8 @@ class Batcher:
         await self._task
         self._thread.shutdown()
 
-    def enqueue(self, request: Request) -> None:
-        self._queue.append(request)
+    def enqueue(self, request: Request, due: float) -> None:
+        heapq.heappush(self._queue, (due, next(self._arrivals), request))
         self._wake.set()
 
     def _admit(self, images: int) -> None:
@@ -131,9 +136,9 @@ class Batcher:
         room = self._engine.max_batch_size
         now = time.monotonic()
         while self._queue and room:
-            request = self._queue[0]
+            _, _, request = self._queue[0]
             if request.is_dead(now):
-                self._queue.popleft()
+                heapq.heappop(self._queue)
                 continue
             if request.untouched:
                 self.observer.left_queue(request.start(now))
@@ -142,7 +147,7 @@ class Batcher:
             batch.append((request, images))
             room -= len(images)
             if not request.unclaimed:
-                self._queue.popleft()
+                heapq.heappop(self._queue)
         return batch
 
     async def _compute(self, loop: asyncio.AbstractEventLoop, batch: list[tuple[Request, Pixels]]) -> None:
@@ -182,16 +187,18 @@ class Request:
         self._rows: list[tuple[Floats, Floats]] = []
         self._submitted = self._queue_seconds = self._compute_seconds = 0.0
 
-    async def compute(self, images: Pixels, deadline: float | None = None) -> Answer:
+    async def compute(self, images: Pixels, deadline: float | None = None, priority: int = 0) -> Answer:
         """Queue uint8 [n, height, width, channels], n as admitted, and wait for their rows.
 
-        `deadline` is in seconds on time.monotonic()'s clock. Raises DeadlineExceeded when it passes before compute
-        begins, and whatever the engine raises.
+        `deadline` is in seconds on time.monotonic()'s clock. `priority` is 1 (highest), 2 (which 0 means too) or
+        beyond: each step down counts like having arrived PRIORITY_STEP later, so that nobody starves. Raises
+        DeadlineExceeded when the deadline passes before compute begins, and whatever the engine raises.
         """
         if len(images) != self._count:
             raise ValueError(f"{self._count} images were admitted, {len(images)} submitted")
         self._images, self._deadline, self._submitted = images, deadline, time.monotonic()
-        self._batcher.enqueue(self)
+        level = min(max(priority or DEFAULT_PRIORITY, 1), LOWEST_PRIORITY)
+        self._batcher.enqueue(self, self._submitted + level * PRIORITY_STEP)
         return await self._answer
 
     @property

@@ -14,7 +14,7 @@ from google.rpc import status_pb2
 from service import images, status
 from service.engine import Floats
 from service.errors import InvalidInput, ServiceError
-from service.frontend import Frontend, deadline_of
+from service.frontend import Decode, Frontend, deadline_of
 from service.repository import ServedModel
 from service.streams import Streams
 
@@ -65,16 +65,13 @@ class Classifier(pb_grpc.ClassifierServicer):
     async def _classify(
         self, model: ServedModel, request: pb.ClassifyRequest, deadline: float | None
     ) -> pb.ClassifyResponse:
-        self._frontend.check_count("images", len(request.images))
         labels, shape = model.manifest.labels, model.manifest.image_shape
         top_k = _top_k(request, len(labels))
-        with model.batcher.admit(len(request.images)) as admitted:
-            pixels = _pixels(request, shape)
-            if pixels is None:
-                limit = self._frontend.settings.max_image_pixels
-                decoders = [partial(_decode, index, image, limit) for index, image in enumerate(request.images)]
-                pixels = await self._frontend.decode(shape, decoders)
-            answer = await admitted.compute(pixels, deadline)
+        limit = self._frontend.settings.max_image_pixels
+        content: images.Pixels | list[Decode] | None = _pixels(request, shape)
+        if content is None:
+            content = [partial(_decode, index, image, limit) for index, image in enumerate(request.images)]
+        answer = await self._frontend.classify(model, "images", content, deadline)
         return pb.ClassifyResponse(
             id=request.id,
             model=model.manifest.name,
@@ -96,10 +93,12 @@ def _pixels(request: pb.ClassifyRequest, shape: tuple[int, int, int]) -> images.
     size = shape[0] * shape[1] * shape[2]
     rows = []
     for image in request.images:
-        raw = image.raw
+        raw = image.raw  # of an image without one: an empty message, with height 0
         if (raw.height, raw.width, 3) != shape or len(raw.rgb) != size:
             return None
         rows.append(raw.rgb)
+    if not rows:
+        return None
     return np.frombuffer(rows[0] if len(rows) == 1 else b"".join(rows), np.uint8).reshape(-1, *shape)
 
 

@@ -16,6 +16,7 @@ import numpy as np
 from google.rpc import status_pb2
 
 from service import status
+from service.batching import Answer
 from service.config import Settings
 from service.errors import InvalidInput
 from service.images import Pixels
@@ -58,15 +59,31 @@ class Frontend:
             else:
                 model.metrics.answered(code.name, time.monotonic() - started)
 
-    def check_count(self, field: str, images: int) -> None:
-        """Raises InvalidInput when a request has no images, or too many."""
-        most = self.settings.max_images_per_request
-        if images < 1:
-            raise InvalidInput(field, "at least one image is needed")
-        if images > most:
-            raise InvalidInput(field, f"{images} images are too many, the limit is {most}")
+    async def classify(
+        self,
+        model: ServedModel,
+        field: str,
+        images: Pixels | Sequence[Decode],
+        deadline: float | None,
+        priority: int = 0,
+    ) -> Answer:
+        """Admit, decode and compute `images`: pixels in the model's shape, or functions that write one each.
 
-    async def decode(self, shape: tuple[int, int, int], images: Sequence[Decode]) -> Pixels:
+        `field` is what the request calls them; see Request.compute for `deadline` and `priority`. Raises ServiceError.
+        """
+        most = self.settings.max_images_per_request
+        if not 1 <= len(images) <= most:
+            raise InvalidInput(field, f"must be from 1 to {most} images, are {len(images)}")
+        started = time.monotonic()
+        with model.batcher.admit(len(images)) as admitted:
+            if not isinstance(images, np.ndarray):
+                images = await self._decode(model.manifest.image_shape, images)
+            decoded = time.monotonic()
+            answer = await admitted.compute(images, deadline, priority)
+        model.metrics.went_through(decoded - started, answer.queue_seconds, answer.compute_seconds)
+        return answer
+
+    async def _decode(self, shape: tuple[int, int, int], images: Sequence[Decode]) -> Pixels:
         """uint8 [n, height, width, channels], each row written by one of `images` on the decoders' threads."""
         batch = np.empty((len(images), *shape), np.uint8)
         loop = asyncio.get_running_loop()

@@ -5,6 +5,9 @@ Label values are bounded: a model that is not served counts under an empty name,
 
 from __future__ import annotations
 
+import time
+from dataclasses import dataclass, field
+
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.gc_collector import GCCollector
 from prometheus_client.platform_collector import PlatformCollector
@@ -25,6 +28,7 @@ class Metrics:
             collector(registry=self.registry)
         self._requests = self._counter("requests", "Requests answered, by gRPC status code.", "code")
         self._request_seconds = self._seconds("request", "From a request's arrival to its answer.")
+        self._decode_seconds = self._seconds("decode", "All images of one request to pixels; about 0 for raw ones.")
         self._queue_seconds = self._seconds("queue", "From a request's last decoded image to its first batch.")
         self._compute_seconds = self._seconds("compute", "One batch in the engine.")
         self._images = self._counter("images", "Images computed.")
@@ -59,6 +63,23 @@ class Metrics:
         )
 
 
+@dataclass
+class Statistics:
+    """The same as totals since the version was loaded, as the Open Inference Protocol reports them. In seconds."""
+
+    succeeded: int = 0
+    success_seconds: float = 0.0
+    failed: int = 0
+    failure_seconds: float = 0.0
+    computed: int = 0  # requests that went through the engine
+    decode_seconds: float = 0.0
+    queue_seconds: float = 0.0
+    compute_seconds: float = 0.0
+    images: int = 0
+    last: float = 0.0  # time.time() of the last batch
+    batches: dict[int, tuple[int, float]] = field(default_factory=dict)  # by size: how many, seconds
+
+
 class VersionMetrics:
     """The metrics of one version with its labels already looked up. A `batching.BatchObserver`."""
 
@@ -66,6 +87,8 @@ class VersionMetrics:
         labels = (model, version)
         self._labels = labels
         self._metrics = metrics
+        self.statistics = Statistics()
+        self._decode_seconds = metrics._decode_seconds.labels(*labels)
         self._request_seconds = metrics._request_seconds.labels(*labels)
         self._queue_seconds = metrics._queue_seconds.labels(*labels)
         self._compute_seconds = metrics._compute_seconds.labels(*labels)
@@ -84,6 +107,20 @@ class VersionMetrics:
     def answered(self, code: str, seconds: float) -> None:
         self._metrics._requests.labels(*self._labels, code).inc()
         self._request_seconds.observe(seconds)
+        if code == "OK":
+            self.statistics.succeeded += 1
+            self.statistics.success_seconds += seconds
+        else:
+            self.statistics.failed += 1
+            self.statistics.failure_seconds += seconds
+
+    def went_through(self, decode_seconds: float, queue_seconds: float, compute_seconds: float) -> None:
+        """One request's images were decoded, queued and computed; this is where its time went."""
+        self._decode_seconds.observe(decode_seconds)
+        self.statistics.computed += 1
+        self.statistics.decode_seconds += decode_seconds
+        self.statistics.queue_seconds += queue_seconds
+        self.statistics.compute_seconds += compute_seconds
 
     def queue_changed(self, images: int) -> None:
         self._queue_images.set(images)
@@ -96,6 +133,10 @@ class VersionMetrics:
         self._padding.inc(bucket - images)
         self._batch_images.observe(images)
         self._compute_seconds.observe(seconds)
+        batches, total = self.statistics.batches.get(images, (0, 0.0))
+        self.statistics.batches[images] = (batches + 1, total + seconds)
+        self.statistics.images += images
+        self.statistics.last = time.time()
 
     def dropped(self, reason: str, images: int) -> None:
         self._metrics._dropped.labels(*self._labels, reason).inc(images)

@@ -95,6 +95,14 @@ class Repository:
             raise ModelNotFound(f"version: {version} of {model.manifest.name!r} is not served; there is {model.title}")
         return model
 
+    def ready(self) -> bool:
+        """Whether every model that should be served is."""
+        return self._loaded
+
+    def versions(self, name: str) -> list[int]:
+        """The versions of a model that are ready, ascending."""
+        return [self._models[name].manifest.version] if name in self._models else []
+
     def models(self) -> list[ServedModel]:
         """Everything served, by name."""
         return [self._models[name] for name in sorted(self._models)]

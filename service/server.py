@@ -15,6 +15,7 @@ import prometheus_client
 from cifarserve.v1 import classifier_pb2, classifier_pb2_grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
+from inference import grpc_predict_v2_pb2, grpc_predict_v2_pb2_grpc
 
 from service import cpu
 from service.classifier import Classifier
@@ -22,12 +23,16 @@ from service.config import Settings
 from service.frontend import Frontend
 from service.health import Health
 from service.metrics import Metrics
+from service.open_inference import OpenInference
 from service.repository import Repository
 from service.streams import Streams
 
 log = logging.getLogger(__name__)
 
-SERVICE_NAME = classifier_pb2.DESCRIPTOR.services_by_name["Classifier"].full_name
+SERVICES = (
+    classifier_pb2.DESCRIPTOR.services_by_name["Classifier"].full_name,
+    grpc_predict_v2_pb2.DESCRIPTOR.services_by_name["GRPCInferenceService"].full_name,
+)
 HEALTH_NAME = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
 
 
@@ -48,6 +53,7 @@ class Server:
         self._streams = Streams(settings.stream_window)
         frontend = Frontend(self.repository, settings, self.metrics, self._decoders)
         self._classifier = Classifier(frontend, self._streams)
+        self._open_inference = OpenInference(frontend, self._streams)
         self._health = Health()
         self._grpc = self._make_grpc_server()
         self._http: WSGIServer | None = None
@@ -98,8 +104,9 @@ class Server:
         ]
         server = grpc.aio.server(options=options)
         classifier_pb2_grpc.add_ClassifierServicer_to_server(self._classifier, server)
+        grpc_predict_v2_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(self._open_inference, server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
-        reflection.enable_server_reflection((SERVICE_NAME, HEALTH_NAME, reflection.SERVICE_NAME), server)
+        reflection.enable_server_reflection((*SERVICES, HEALTH_NAME, reflection.SERVICE_NAME), server)
         return server
 
     def _listen(self) -> None:
@@ -121,7 +128,7 @@ class Server:
 
     def _report_serving(self) -> None:
         models = (model.manifest.name for model in self.repository.models())
-        self._health.serving(("", SERVICE_NAME, *models))
+        self._health.serving(("", *SERVICES, *models))
 
 
 async def run(settings: Settings, started: Callable[[Server], None]) -> None:

@@ -50,7 +50,9 @@ def test_the_served_model_has_the_accuracy_of_its_manifest_on_the_real_test_pict
     batches = [examples[start : start + IMAGES_PER_REQUEST] for start in range(0, len(examples), IMAGES_PER_REQUEST)]
     with serving(MODELS, tmp_path / "log") as server, Client(server.target, Options(timeout=200)) as client:
         requests = ([data for _, data in batch] for batch in batches)
-        answers = [one for answer in client.classify_stream(requests, model="cifar10", version=1, top_k=1) for one in answer]
+        answers = [
+            one for answer in client.classify_stream(requests, model="cifar10", version=1, top_k=1) for one in answer
+        ]
     right = sum(answer.best.label == label for answer, (label, _) in zip(answers, examples, strict=True))
     # Two in ten thousand: an image whose two best classes are equal to a few digits may fall either way.
     assert right / len(examples) == pytest.approx(manifest.evaluation["accuracy"], abs=2e-4)

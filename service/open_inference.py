@@ -1,0 +1,244 @@
+"""The servicer of the Open Inference Protocol, version 2: `inference.GRPCInferenceService`.
+
+docs/protocol.md says what of it is supported, and with which clients it was tested.
+"""
+
+from __future__ import annotations
+
+import time
+from functools import partial
+from importlib.metadata import version as package_version
+from typing import Any
+
+import grpc
+import numpy as np
+from google.rpc import status_pb2
+from inference import grpc_predict_v2_pb2 as pb
+from inference import grpc_predict_v2_pb2_grpc as pb_grpc
+
+from service import images, status, tensors
+from service.batching import Answer
+from service.classifier import top_classes
+from service.errors import InvalidInput, ModelNotFound, ServiceError
+from service.frontend import Decode, Frontend, deadline_of
+from service.manifest import TensorSpec
+from service.metrics import Statistics
+from service.repository import ServedModel
+from service.streams import Streams
+
+_Context = grpc.aio.ServicerContext[Any, Any]
+PLATFORM = "onnx_onnxv1"
+EXTENSIONS = ("classification", "model_configuration", "model_repository", "schedule_policy", "statistics")
+_DATATYPES = {"uint8": ("UINT8", pb.TYPE_UINT8), "float32": ("FP32", pb.TYPE_FP32)}
+
+
+class OpenInference(pb_grpc.GRPCInferenceServiceServicer):
+    """Implements protos/inference/grpc_predict_v2.proto, through the same front end as the typed API."""
+
+    def __init__(self, frontend: Frontend, streams: Streams) -> None:
+        self._frontend = frontend
+        self._streams = streams
+
+    async def ServerLive(self, _request: pb.ServerLiveRequest, _context: _Context) -> pb.ServerLiveResponse:  # noqa: N802
+        return pb.ServerLiveResponse(live=True)
+
+    async def ServerReady(self, _request: pb.ServerReadyRequest, _context: _Context) -> pb.ServerReadyResponse:  # noqa: N802
+        return pb.ServerReadyResponse(ready=self._frontend.repository.ready())
+
+    async def ModelReady(self, request: pb.ModelReadyRequest, _context: _Context) -> pb.ModelReadyResponse:  # noqa: N802
+        try:
+            self._find(request.name, request.version)
+        except ServiceError:
+            return pb.ModelReadyResponse(ready=False)
+        return pb.ModelReadyResponse(ready=True)
+
+    async def ServerMetadata(  # noqa: N802
+        self, _request: pb.ServerMetadataRequest, _context: _Context
+    ) -> pb.ServerMetadataResponse:
+        return pb.ServerMetadataResponse(
+            name="cifarserve", version=package_version("cifarserve"), extensions=EXTENSIONS
+        )
+
+    async def ModelMetadata(  # noqa: N802
+        self, request: pb.ModelMetadataRequest, context: _Context
+    ) -> pb.ModelMetadataResponse:
+        model = await self._find_or_abort(request, context)
+        versions = self._frontend.repository.versions(model.manifest.name)
+        return pb.ModelMetadataResponse(
+            name=model.manifest.name,
+            versions=[str(version) for version in versions],
+            platform=PLATFORM,
+            inputs=[_metadata(spec) for spec in model.manifest.inputs],
+            outputs=[_metadata(spec) for spec in model.manifest.outputs],
+        )
+
+    async def ModelConfig(self, request: pb.ModelConfigRequest, context: _Context) -> pb.ModelConfigResponse:  # noqa: N802
+        model = await self._find_or_abort(request, context)
+        return pb.ModelConfigResponse(config=_config(model))
+
+    async def ModelStatistics(  # noqa: N802
+        self, request: pb.ModelStatisticsRequest, context: _Context
+    ) -> pb.ModelStatisticsResponse:
+        served = [await self._find_or_abort(request, context)] if request.name else self._frontend.repository.models()
+        return pb.ModelStatisticsResponse(model_stats=[_statistics(model) for model in served])
+
+    async def ModelInfer(self, request: pb.ModelInferRequest, context: _Context) -> pb.ModelInferResponse:  # noqa: N802
+        reply = await self._answer(request, deadline_of(context))
+        if isinstance(reply, status_pb2.Status):
+            await status.abort(context, reply)
+        return reply
+
+    async def ModelStreamInfer(self, _requests: Any, context: _Context) -> None:  # noqa: N802
+        deadline = deadline_of(context)
+
+        async def answer(request: pb.ModelInferRequest) -> pb.ModelStreamInferResponse:
+            reply = await self._answer(request, deadline)
+            if isinstance(reply, pb.ModelInferResponse):
+                return pb.ModelStreamInferResponse(infer_response=reply)
+            failed = pb.ModelInferResponse(
+                id=request.id, model_name=request.model_name, model_version=request.model_version
+            )
+            message = f"{status.code_of(reply).name}: {reply.message}"
+            return pb.ModelStreamInferResponse(error_message=message, infer_response=failed)
+
+        await self._streams.serve(context, answer)
+
+    def _find(self, name: str, version: str) -> ServedModel:
+        return self._frontend.repository.find(name, _version(version))
+
+    async def _find_or_abort(self, request: Any, context: _Context) -> ServedModel:
+        try:
+            return self._find(request.name, request.version)
+        except ServiceError as error:
+            await status.abort(context, status.from_error(error))
+            raise
+
+    async def _answer(
+        self, request: pb.ModelInferRequest, deadline: float | None
+    ) -> pb.ModelInferResponse | status_pb2.Status:
+        async def work(model: ServedModel) -> pb.ModelInferResponse:
+            return await self._infer(model, request, deadline)
+
+        try:
+            version = _version(request.model_version)
+        except ModelNotFound as error:
+            return status.from_error(error)
+        return await self._frontend.answer(request.model_name, version, work)
+
+    async def _infer(
+        self, model: ServedModel, request: pb.ModelInferRequest, deadline: float | None
+    ) -> pb.ModelInferResponse:
+        manifest = model.manifest
+        wanted = tensors.wanted_outputs(request, len(manifest.labels))
+        found = tensors.read_images(request, manifest.image_shape)
+        content: images.Pixels | list[Decode] = (
+            [
+                partial(_decode, index, data, self._frontend.settings.max_image_pixels)
+                for index, data in enumerate(found)
+            ]
+            if isinstance(found, list)
+            else found
+        )
+        timeout = tensors.number(request.parameters, "timeout", "parameters")
+        if timeout is not None and timeout > 0:
+            allowed = time.monotonic() + timeout / 1e6
+            deadline = allowed if deadline is None else min(deadline, allowed)
+        priority = tensors.number(request.parameters, "priority", "parameters") or 0
+        answer = await self._frontend.classify(model, request.inputs[0].name, content, deadline, priority)
+        return _reply(request, model, answer, wanted)
+
+
+def _version(text: str) -> int:
+    """Empty: the server chooses, 0. Raises ModelNotFound for what cannot be a version."""
+    if not text:
+        return 0
+    if not text.isascii() or not text.isdigit() or int(text) == 0:
+        raise ModelNotFound(f"version: {text!r} is not served; versions are numbers from 1")
+    return int(text)
+
+
+def _decode(index: int, data: bytes, max_pixels: int, row: images.Pixels) -> None:
+    height, width, channels = row.shape
+    try:
+        row[:] = images.decode(data, (height, width, channels), max_pixels)
+    except images.ImageError as error:
+        raise InvalidInput(f"{tensors.PICTURES_INPUT}[{index}]", str(error)) from None
+
+
+def _reply(
+    request: pb.ModelInferRequest, model: ServedModel, answer: Answer, wanted: list[tensors.Wanted]
+) -> pb.ModelInferResponse:
+    manifest = model.manifest
+    reply = pb.ModelInferResponse(model_name=manifest.name, model_version=str(manifest.version), id=request.id)
+    raw = tensors.uses_raw_contents(request)
+    for output in wanted:
+        values = answer.probabilities if output.name == "probabilities" else answer.logits
+        tensor = reply.outputs.add(name=output.name)
+        if output.classes:
+            order, _ = top_classes(values, output.classes)
+            strings = tensors.classification(values, manifest.labels, order)
+            tensor.datatype = "BYTES"
+            tensor.shape.extend(strings.shape)
+            if raw:
+                reply.raw_output_contents.append(tensors.pack_bytes(strings))
+            else:
+                tensor.contents.bytes_contents.extend(strings.ravel())
+        else:
+            tensor.datatype = "FP32"
+            tensor.shape.extend(values.shape)
+            if raw:
+                reply.raw_output_contents.append(np.ascontiguousarray(values, "<f4").tobytes())
+            else:
+                tensor.contents.fp32_contents.extend(values.ravel().tolist())
+    return reply
+
+
+def _metadata(spec: TensorSpec) -> pb.ModelMetadataResponse.TensorMetadata:
+    datatype, _ = _DATATYPES[spec.dtype]
+    return pb.ModelMetadataResponse.TensorMetadata(name=spec.name, datatype=datatype, shape=spec.shape)
+
+
+def _config(model: ServedModel) -> pb.ModelConfig:
+    manifest, engine = model.manifest, model.engine
+    on_gpu = engine.provider in ("CUDAExecutionProvider", "TensorrtExecutionProvider")
+    kind = pb.ModelInstanceGroup.KIND_GPU if on_gpu else pb.ModelInstanceGroup.KIND_CPU
+    return pb.ModelConfig(
+        name=manifest.name,
+        platform=PLATFORM,
+        backend="onnxruntime",
+        max_batch_size=engine.max_batch_size,
+        input=[pb.ModelInput(name=s.name, data_type=_DATATYPES[s.dtype][1], dims=s.shape[1:]) for s in manifest.inputs],
+        output=[
+            pb.ModelOutput(name=s.name, data_type=_DATATYPES[s.dtype][1], dims=s.shape[1:]) for s in manifest.outputs
+        ],
+        instance_group=[pb.ModelInstanceGroup(name=manifest.name, count=1, kind=kind)],
+        default_model_filename="model.onnx",
+        dynamic_batching=pb.ModelDynamicBatching(preferred_batch_size=engine.buckets),
+        version_policy=pb.ModelVersionPolicy(latest=pb.ModelVersionPolicy.Latest(num_versions=1)),
+    )
+
+
+def _duration(count: int, seconds: float) -> pb.StatisticDuration:
+    return pb.StatisticDuration(count=count, ns=round(seconds * 1e9))
+
+
+def _statistics(model: ServedModel) -> pb.ModelStatistics:
+    found: Statistics = model.metrics.statistics
+    return pb.ModelStatistics(
+        name=model.manifest.name,
+        version=str(model.manifest.version),
+        last_inference=round(found.last * 1e3),
+        inference_count=found.images,
+        execution_count=sum(batches for batches, _ in found.batches.values()),
+        inference_stats=pb.InferStatistics(
+            success=_duration(found.succeeded, found.success_seconds),
+            fail=_duration(found.failed, found.failure_seconds),
+            queue=_duration(found.computed, found.queue_seconds),
+            compute_input=_duration(found.computed, found.decode_seconds),
+            compute_infer=_duration(found.computed, found.compute_seconds),
+        ),
+        batch_stats=[
+            pb.InferBatchStatistics(batch_size=size, compute_infer=_duration(batches, seconds))
+            for size, (batches, seconds) in sorted(found.batches.items())
+        ],
+    )
