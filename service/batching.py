@@ -1,8 +1,8 @@
 """The dynamic batcher: many callers' images in, full batches to the engine, each caller's own rows back.
 
 Work-conserving: an idle engine starts at once on whatever waits; while it computes, the queue grows, so that batches
-get larger just as load does. There is no delay timer. One task owns the queue and the engine; what is cancelled or
-past its deadline leaves the queue when the next batch is made up, before it costs compute.
+get larger just as load does. There is no delay timer. Each engine has one task that takes from the queue; what is
+cancelled or past its deadline leaves the queue when the next batch is made up, before it costs compute.
 """
 
 from __future__ import annotations
@@ -10,8 +10,10 @@ from __future__ import annotations
 import asyncio
 import heapq
 import itertools
+import os
+import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -56,13 +58,20 @@ class Answer:
 
 
 class Batcher:
-    """Stands between the servicers and one engine. To be used from one event loop.
+    """Stands between the servicers and the engines of one version. To be used from one event loop.
 
     `max_queue_images` bounds the images that are admitted (being decoded, or queued) and not yet computing.
     """
 
-    def __init__(self, engine: Engine, *, max_queue_images: int, observer: BatchObserver) -> None:
-        self._engine = engine
+    def __init__(
+        self,
+        engines: Sequence[Engine],
+        *,
+        max_queue_images: int,
+        observer: BatchObserver,
+        in_background: bool = False,
+    ) -> None:
+        """`in_background` lets the engines compute only when nothing else wants the processor."""
         self._max_queue_images = max_queue_images
         self.observer = observer
         # By due time, then by arrival: see Request.compute.
@@ -72,8 +81,8 @@ class Batcher:
         self._images_per_second = 0.0
         self._closing = False
         self._wake = asyncio.Event()
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="engine")
-        self._task = asyncio.create_task(self._serve(), name="batcher")
+        self._threads = ThreadPoolExecutor(len(engines), "engine", _yield_to_others if in_background else None)
+        self._tasks = [asyncio.create_task(self._serve(engine), name="batcher") for engine in engines]
 
     @contextmanager
     def admit(self, images: int) -> Iterator[Request]:
@@ -98,15 +107,23 @@ class Batcher:
             self._admit(-request.abandon())
 
     async def close(self) -> None:
-        """Admit nothing more, finish what is admitted, then end the engine's thread."""
+        """Admit nothing more, finish what is admitted, then end the engines' threads."""
         self._closing = True
         self._wake.set()
-        await self._task
-        self._thread.shutdown()
+        await asyncio.gather(*self._tasks)
+        self._threads.shutdown()
+
+    @property
+    def queued_images(self) -> int:
+        """Images that are admitted and not yet computing."""
+        return self._admitted
 
     def enqueue(self, request: Request, due: float) -> None:
         heapq.heappush(self._queue, (due, next(self._arrivals), request))
         self._wake.set()
+
+    def give_back(self, images: int) -> None:
+        self._admit(-images)
 
     def _admit(self, images: int) -> None:
         self._admitted += images
@@ -121,19 +138,17 @@ class Batcher:
         excess = self._admitted + images - self._max_queue_images
         return max(_MIN_RETRY_AFTER, excess / self._images_per_second)
 
-    async def _serve(self) -> None:
-        loop = asyncio.get_running_loop()
+    async def _serve(self, engine: Engine) -> None:
         while self._admitted or not self._closing:
-            if batch := self._next_batch():
-                await self._compute(loop, batch)
+            if batch := self._next_batch(engine.max_batch_size):
+                await self._compute(engine, batch)
             else:
                 self._wake.clear()
                 await self._wake.wait()
 
-    def _next_batch(self) -> list[tuple[Request, Pixels]]:
-        """The oldest live images, up to the largest bucket, with the requests they belong to."""
+    def _next_batch(self, room: int) -> list[tuple[Request, Pixels]]:
+        """The next live images, `room` at most, with the requests they belong to."""
         batch: list[tuple[Request, Pixels]] = []
-        room = self._engine.max_batch_size
         now = time.monotonic()
         while self._queue and room:
             _, _, request = self._queue[0]
@@ -150,17 +165,19 @@ class Batcher:
                 heapq.heappop(self._queue)
         return batch
 
-    async def _compute(self, loop: asyncio.AbstractEventLoop, batch: list[tuple[Request, Pixels]]) -> None:
+    async def _compute(self, engine: Engine, batch: list[tuple[Request, Pixels]]) -> None:
+        loop = asyncio.get_running_loop()
         started = time.monotonic()
         try:
             pixels = [images for _, images in batch]
             images = pixels[0] if len(pixels) == 1 else np.concatenate(pixels)
-            outputs = await loop.run_in_executor(self._thread, self._engine.run, images)
+            outputs = await loop.run_in_executor(self._threads, engine.run, images)
         except Exception as error:  # whatever the engine raises is the answer of this batch, and of no other
             for request, _ in batch:
                 request.fail(error)
             return
         seconds = time.monotonic() - started
+        self.observer.computed(len(images), engine.bucket(len(images)), seconds)
         self._measure(len(images), seconds)
         first = 0
         for request, part in batch:
@@ -169,7 +186,6 @@ class Batcher:
             first += len(part)
 
     def _measure(self, images: int, seconds: float) -> None:
-        self.observer.computed(images, self._engine.bucket(images), seconds)
         weight = _RATE_WEIGHT if self._images_per_second else 1.0
         self._images_per_second += weight * (images / seconds - self._images_per_second)
 
@@ -200,6 +216,11 @@ class Request:
         level = min(max(priority or DEFAULT_PRIORITY, 1), LOWEST_PRIORITY)
         self._batcher.enqueue(self, self._submitted + level * PRIORITY_STEP)
         return await self._answer
+
+    def shrink(self, images: int) -> None:
+        """Before `compute`: only `images` of the admitted are left to compute."""
+        self._batcher.give_back(self.unclaimed - images)
+        self._count = self.unclaimed = images
 
     @property
     def untouched(self) -> bool:
@@ -248,3 +269,9 @@ class Request:
         self._images = None
         unclaimed, self.unclaimed = self.unclaimed, 0
         return unclaimed
+
+
+def _yield_to_others() -> None:
+    """Give the calling thread the lowest priority. Only Linux has priorities of single threads."""
+    if sys.platform == "linux":
+        os.setpriority(os.PRIO_PROCESS, 0, 19)

@@ -15,7 +15,7 @@ from service import images, status
 from service.engine import Floats
 from service.errors import InvalidInput, ServiceError
 from service.frontend import Decode, Frontend, deadline_of
-from service.repository import ServedModel
+from service.serving import ServedModel
 from service.streams import Streams
 
 DEFAULT_TOP_K = 5
@@ -30,7 +30,7 @@ class Classifier(pb_grpc.ClassifierServicer):
         self._streams = streams
 
     async def Classify(self, request: pb.ClassifyRequest, context: _Context) -> pb.ClassifyResponse:  # noqa: N802
-        reply = await self._answer(request, deadline_of(context))
+        reply = await self._answer(request, context, deadline_of(context))
         if isinstance(reply, status_pb2.Status):
             await status.abort(context, reply)
         return reply
@@ -39,7 +39,7 @@ class Classifier(pb_grpc.ClassifierServicer):
         deadline = deadline_of(context)
 
         async def answer(request: pb.ClassifyRequest) -> pb.ClassifyResponse:
-            reply = await self._answer(request, deadline)
+            reply = await self._answer(request, context, deadline)
             return pb.ClassifyResponse(id=request.id, error=reply) if isinstance(reply, status_pb2.Status) else reply
 
         await self._streams.serve(context, answer)
@@ -55,12 +55,12 @@ class Classifier(pb_grpc.ClassifierServicer):
             raise
 
     async def _answer(
-        self, request: pb.ClassifyRequest, deadline: float | None
+        self, request: pb.ClassifyRequest, context: _Context, deadline: float | None
     ) -> pb.ClassifyResponse | status_pb2.Status:
         async def work(model: ServedModel) -> pb.ClassifyResponse:
             return await self._classify(model, request, deadline)
 
-        return await self._frontend.answer(request.model, request.version, work)
+        return await self._frontend.answer(context, request.model, request.version, work)
 
     async def _classify(
         self, model: ServedModel, request: pb.ClassifyRequest, deadline: float | None

@@ -58,8 +58,8 @@ def _parser() -> argparse.ArgumentParser:
 
 def _serve(options: argparse.Namespace) -> int:
     from service import config
-    from service.repository import LoadError
     from service.server import Server, StartError, run
+    from service.serving import LoadError
 
     try:
         settings = config.load(vars(options))

@@ -39,6 +39,12 @@ class Settings:
     host: str = _setting("127.0.0.1", "address to listen on, for gRPC and metrics")
     port: int = _setting(8001, "gRPC port; 0 takes a free one", least=0, most=65535)
     metrics_port: int = _setting(8002, "port of /metrics; 0 takes a free one", least=0, most=65535)
+    model_control: str = _setting(
+        "none", "none: load all at start; poll: watch the folder; explicit: only what load_model and the load RPC name",
+        choices=("none", "poll", "explicit"),
+    )  # fmt: skip
+    poll_seconds: float = _setting(5.0, "with model_control poll: time between two looks", least=0.05)
+    load_model: tuple[str, ...] = _setting((), "with model_control explicit: models to load at start, a,b,c")
     provider: str = _setting(
         "auto", "what computes; auto takes the first of cuda, openvino, cpu that is really there",
         choices=("auto", "cpu", "openvino", "cuda", "tensorrt"),
@@ -67,7 +73,8 @@ class Settings:
 
 
 FIELDS = {field.name: field for field in dataclasses.fields(Settings)}
-TYPES: dict[str, type] = typing.get_type_hints(Settings)
+TYPES: dict[str, Any] = typing.get_type_hints(Settings)
+TUPLE = tuple[str, ...]
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
@@ -103,7 +110,9 @@ def flag(name: str) -> str:
 
 
 def _metavar(name: str) -> str:
-    return "{" + ",".join(choices) + "}" if (choices := FIELDS[name].metadata.get("choices")) else TYPES[name].__name__
+    if choices := FIELDS[name].metadata.get("choices"):
+        return "{" + ",".join(choices) + "}"
+    return "LIST" if TYPES[name] is TUPLE else TYPES[name].__name__
 
 
 def _from_file(given: Path | None) -> dict[str, Any]:
@@ -117,22 +126,24 @@ def _from_file(given: Path | None) -> dict[str, Any]:
     for name in document:
         if name not in FIELDS:
             raise ConfigError(f"{path}: {name}: there is no such setting")
-    return {name: _check(name, value, f"{path}: {name}") for name, value in document.items()}
+    return {name: check_setting(name, value, f"{path}: {name}") for name, value in document.items()}
 
 
 def _parse(name: str, text: str, source: str) -> Any:
     """Text from the environment or the command line to the field's type."""
     kind = TYPES[name]
     try:
-        value = kind(text)
+        value = tuple(part for part in text.split(",") if part) if kind is TUPLE else kind(text)
     except ValueError:
         raise ConfigError(f"{source}: {text!r} is not {_article(kind)}") from None
-    return _check(name, value, source)
+    return check_setting(name, value, source)
 
 
-def _check(name: str, value: Any, source: str) -> Any:
-    """The value in the field's type and within its limits."""
+def check_setting(name: str, value: Any, source: str) -> Any:
+    """The value of the field `name` in its type and within its limits. Raises ConfigError naming `source`."""
     kind = TYPES[name]
+    if kind is TUPLE and isinstance(value, list | tuple) and all(isinstance(part, str) for part in value):
+        return tuple(value)
     if kind is Path and isinstance(value, str):
         value = Path(value)
     if kind is float and type(value) is int:
@@ -149,5 +160,5 @@ def _check(name: str, value: Any, source: str) -> Any:
     return value
 
 
-def _article(kind: type) -> str:
-    return {int: "a whole number", float: "a number", str: "text", Path: "a path"}[kind]
+def _article(kind: Any) -> str:
+    return {int: "a whole number", float: "a number", str: "text", Path: "a path", TUPLE: "a list of names"}[kind]

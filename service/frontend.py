@@ -21,7 +21,9 @@ from service.config import Settings
 from service.errors import InvalidInput
 from service.images import Pixels
 from service.metrics import Metrics
-from service.repository import Repository, ServedModel
+from service.repository import Repository
+from service.serving import ServedModel
+from service.shadow import Shadow
 
 _Reply = TypeVar("_Reply")
 # Writes one decoded image into its row, uint8 [height, width, channels]. Raises InvalidInput.
@@ -36,16 +38,22 @@ class Frontend:
         self.settings = settings
         self._metrics = metrics
         self._decoders = decoders
+        self.shadow = Shadow()
 
     async def answer(
-        self, name: str, version: int, work: Callable[[ServedModel], Awaitable[_Reply]]
+        self,
+        context: grpc.aio.ServicerContext,  # type: ignore[type-arg]
+        name: str,
+        version: int,
+        work: Callable[[ServedModel], Awaitable[_Reply]],
     ) -> _Reply | status_pb2.Status:
         """The reply that `work` gives with the model, or the status that the request fails with; counted either way."""
         started = time.monotonic()
         model: ServedModel | None = None
         code = grpc.StatusCode.CANCELLED
         try:
-            model = self.repository.find(name, version)
+            header = self.repository.sticky_header(name)
+            model = self.repository.find(name, version, _metadata(context, header) if header else None)
             reply = await work(model)
             code = grpc.StatusCode.OK
             return reply
@@ -79,7 +87,9 @@ class Frontend:
             if not isinstance(images, np.ndarray):
                 images = await self._decode(model.manifest.image_shape, images)
             decoded = time.monotonic()
-            answer = await admitted.compute(images, deadline, priority)
+            answer = await model.compute_answer(admitted, images, deadline, priority)
+        if (shadow := self.repository.shadow_of(model)) is not None:
+            self.shadow.mirror(shadow, model, images, answer.probabilities)
         model.metrics.went_through(decoded - started, answer.queue_seconds, answer.compute_seconds)
         return answer
 
@@ -99,3 +109,8 @@ def deadline_of(context: grpc.aio.ServicerContext) -> float | None:  # type: ign
     """The call's deadline on time.monotonic()'s clock."""
     remaining = context.time_remaining()
     return None if remaining is None else time.monotonic() + remaining
+
+
+def _metadata(context: grpc.aio.ServicerContext, key: str) -> str | None:  # type: ignore[type-arg]
+    """The first value that the caller sent under `key`."""
+    return next((str(value) for name, value in context.invocation_metadata() or () if name == key), None)

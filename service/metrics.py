@@ -6,6 +6,8 @@ Label values are bounded: a model that is not served counts under an empty name,
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
@@ -16,6 +18,7 @@ from prometheus_client.process_collector import ProcessCollector
 # 100 microseconds to 10 seconds, three to a decade.
 SECONDS = (0.0001, 0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
 BATCH_IMAGES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
+DISTANCES = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
 _VERSION = ("model", "version")
 
 
@@ -41,6 +44,24 @@ class Metrics:
         self._queue_images = Gauge(
             "cifarserve_queue_images", "Images admitted and not yet computing.", _VERSION, registry=self.registry
         )
+        self._load_failures = Counter(
+            "cifarserve_load_failures", "Versions that did not load, by reason.", ("model", "reason"),
+            registry=self.registry,
+        )  # fmt: skip
+        self._drift = Gauge(
+            "cifarserve_drift_index",
+            "Population stability index of the last images against the test split; NaN for too few images.",
+            (*_VERSION, "of"), registry=self.registry,
+        )  # fmt: skip
+        self._cache_images = self._counter("cache_images", "Images looked up in the response cache.", "result")
+        self._cache_bytes = Gauge(
+            "cifarserve_cache_bytes", "Size of the response cache.", _VERSION, registry=self.registry
+        )
+        self._shadow_images = self._counter("shadow_images", "Images mirrored to this version, or shed.", "result")
+        self._shadow_distance = Histogram(
+            "cifarserve_shadow_distance", "Total variation between this version's probabilities and the caller's.",
+            _VERSION, buckets=DISTANCES, registry=self.registry,
+        )  # fmt: skip
         self._model_info = Gauge(
             "cifarserve_model_info", "1 for each version that is served, with what computes it.",
             (*_VERSION, "provider", "precision"), registry=self.registry,
@@ -53,6 +74,9 @@ class Metrics:
     def unknown(self, code: str) -> None:
         """Count a request for a model or version that is not served."""
         self._requests.labels("", "", code).inc()
+
+    def load_failed(self, model: str, reason: str) -> None:
+        self._load_failures.labels(model, reason).inc()
 
     def _counter(self, name: str, documentation: str, *labels: str) -> Counter:
         return Counter(f"cifarserve_{name}", documentation, (*_VERSION, *labels), registry=self.registry)
@@ -96,6 +120,7 @@ class VersionMetrics:
         self._padding = metrics._padding.labels(*labels)
         self._batch_images = metrics._batch_images.labels(*labels)
         self._queue_images = metrics._queue_images.labels(*labels)
+        self._shadow_distance = metrics._shadow_distance.labels(*labels)
 
     def serving(self, provider: str, precision: str) -> None:
         self._metrics._model_info.labels(*self._labels, provider, precision).set(1)
@@ -103,6 +128,33 @@ class VersionMetrics:
     def retired(self, provider: str, precision: str) -> None:
         self._metrics._model_info.remove(*self._labels, provider, precision)
         self._metrics._queue_images.remove(*self._labels)
+        for of in ("class", "confidence"):
+            with suppress(KeyError):  # a version without a baseline has none
+                self._metrics._drift.remove(*self._labels, of)
+
+    def watch_drift(self, of_classes: Callable[[], float], of_confidence: Callable[[], float]) -> None:
+        """Ask these for the drift index at every scrape."""
+        self._metrics._drift.labels(*self._labels, "class").set_function(of_classes)
+        self._metrics._drift.labels(*self._labels, "confidence").set_function(of_confidence)
+
+    def cached(self, hits: int, misses: int) -> None:
+        self._metrics._cache_images.labels(*self._labels, "hit").inc(hits)
+        self._metrics._cache_images.labels(*self._labels, "miss").inc(misses)
+
+    def cache_holds(self, size: int) -> None:
+        self._metrics._cache_bytes.labels(*self._labels).set(size)
+
+    def shadowed(self, agreeing: int, distances: Iterable[float]) -> None:
+        """As the shadow: `agreeing` of the images had the caller's top class; their probabilities lay so far apart."""
+        count = 0
+        for distance in distances:
+            self._shadow_distance.observe(distance)
+            count += 1
+        self._metrics._shadow_images.labels(*self._labels, "agreed").inc(agreeing)
+        self._metrics._shadow_images.labels(*self._labels, "disagreed").inc(count - agreeing)
+
+    def shadow_shed(self, images: int) -> None:
+        self._metrics._shadow_images.labels(*self._labels, "shed").inc(images)
 
     def answered(self, code: str, seconds: float) -> None:
         self._metrics._requests.labels(*self._labels, code).inc()

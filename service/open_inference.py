@@ -5,6 +5,7 @@ docs/protocol.md says what of it is supported, and with which clients it was tes
 
 from __future__ import annotations
 
+import json
 import time
 from functools import partial
 from importlib.metadata import version as package_version
@@ -19,11 +20,13 @@ from inference import grpc_predict_v2_pb2_grpc as pb_grpc
 from service import images, status, tensors
 from service.batching import Answer
 from service.classifier import top_classes
-from service.errors import InvalidInput, ModelNotFound, ServiceError
+from service.errors import InvalidInput, ModelNotFound, ServiceError, Unavailable
 from service.frontend import Decode, Frontend, deadline_of
 from service.manifest import TensorSpec
 from service.metrics import Statistics
-from service.repository import ServedModel
+from service.model_config import ModelConfig, VersionPolicy
+from service.repository import READY
+from service.serving import LoadError, ServedModel
 from service.streams import Streams
 
 _Context = grpc.aio.ServicerContext[Any, Any]
@@ -74,7 +77,7 @@ class OpenInference(pb_grpc.GRPCInferenceServiceServicer):
 
     async def ModelConfig(self, request: pb.ModelConfigRequest, context: _Context) -> pb.ModelConfigResponse:  # noqa: N802
         model = await self._find_or_abort(request, context)
-        return pb.ModelConfigResponse(config=_config(model))
+        return pb.ModelConfigResponse(config=_config(model, self._frontend.repository.config(model.manifest.name)))
 
     async def ModelStatistics(  # noqa: N802
         self, request: pb.ModelStatisticsRequest, context: _Context
@@ -83,7 +86,7 @@ class OpenInference(pb_grpc.GRPCInferenceServiceServicer):
         return pb.ModelStatisticsResponse(model_stats=[_statistics(model) for model in served])
 
     async def ModelInfer(self, request: pb.ModelInferRequest, context: _Context) -> pb.ModelInferResponse:  # noqa: N802
-        reply = await self._answer(request, deadline_of(context))
+        reply = await self._answer(request, context, deadline_of(context))
         if isinstance(reply, status_pb2.Status):
             await status.abort(context, reply)
         return reply
@@ -92,7 +95,7 @@ class OpenInference(pb_grpc.GRPCInferenceServiceServicer):
         deadline = deadline_of(context)
 
         async def answer(request: pb.ModelInferRequest) -> pb.ModelStreamInferResponse:
-            reply = await self._answer(request, deadline)
+            reply = await self._answer(request, context, deadline)
             if isinstance(reply, pb.ModelInferResponse):
                 return pb.ModelStreamInferResponse(infer_response=reply)
             failed = pb.ModelInferResponse(
@@ -102,6 +105,39 @@ class OpenInference(pb_grpc.GRPCInferenceServiceServicer):
             return pb.ModelStreamInferResponse(error_message=message, infer_response=failed)
 
         await self._streams.serve(context, answer)
+
+    async def RepositoryIndex(  # noqa: N802
+        self, request: pb.RepositoryIndexRequest, _context: _Context
+    ) -> pb.RepositoryIndexResponse:
+        return pb.RepositoryIndexResponse(
+            models=[
+                pb.RepositoryIndexResponse.ModelIndex(
+                    name=one.name, version=str(one.version), state=one.state, reason=one.reason
+                )
+                for one in self._frontend.repository.index()
+                if one.state == READY or not request.ready
+            ]
+        )
+
+    async def RepositoryModelLoad(  # noqa: N802
+        self, request: pb.RepositoryModelLoadRequest, context: _Context
+    ) -> pb.RepositoryModelLoadResponse:
+        try:
+            await self._frontend.repository.load(request.model_name, _override(request.parameters))
+        except (ServiceError, LoadError) as error:
+            await status.abort(context, status.from_error(_as_answer(error)))
+        return pb.RepositoryModelLoadResponse()
+
+    async def RepositoryModelUnload(  # noqa: N802
+        self, request: pb.RepositoryModelUnloadRequest, context: _Context
+    ) -> pb.RepositoryModelUnloadResponse:
+        try:
+            if self._frontend.settings.model_control != "explicit":
+                raise Unavailable("models are unloaded only with --model-control explicit")
+            await self._frontend.repository.unload(request.model_name)
+        except ServiceError as error:
+            await status.abort(context, status.from_error(error))
+        return pb.RepositoryModelUnloadResponse()
 
     def _find(self, name: str, version: str) -> ServedModel:
         return self._frontend.repository.find(name, _version(version))
@@ -114,7 +150,7 @@ class OpenInference(pb_grpc.GRPCInferenceServiceServicer):
             raise
 
     async def _answer(
-        self, request: pb.ModelInferRequest, deadline: float | None
+        self, request: pb.ModelInferRequest, context: _Context, deadline: float | None
     ) -> pb.ModelInferResponse | status_pb2.Status:
         async def work(model: ServedModel) -> pb.ModelInferResponse:
             return await self._infer(model, request, deadline)
@@ -123,7 +159,7 @@ class OpenInference(pb_grpc.GRPCInferenceServiceServicer):
             version = _version(request.model_version)
         except ModelNotFound as error:
             return status.from_error(error)
-        return await self._frontend.answer(request.model_name, version, work)
+        return await self._frontend.answer(context, request.model_name, version, work)
 
     async def _infer(
         self, model: ServedModel, request: pb.ModelInferRequest, deadline: float | None
@@ -146,6 +182,37 @@ class OpenInference(pb_grpc.GRPCInferenceServiceServicer):
         priority = tensors.number(request.parameters, "priority", "parameters") or 0
         answer = await self._frontend.classify(model, request.inputs[0].name, content, deadline, priority)
         return _reply(request, model, answer, wanted)
+
+
+def _override(parameters: Any) -> dict[str, Any] | None:
+    """Keys of config.toml from a load request's `config`, a JSON text as Triton's clients send it.
+
+    Taken are our own keys and Triton's `version_policy`. Raises InvalidInput; other parameters are refused.
+    """
+    for key in parameters:
+        if key != "config":
+            raise InvalidInput("parameters", f"{key}: only config is supported")
+    if "config" not in parameters:
+        return None
+    try:
+        document = json.loads(parameters["config"].string_param)
+        policy = document.pop("version_policy", None)
+        if policy is not None:
+            (kind,) = policy
+            if kind == "specific":
+                document["versions"] = [int(version) for version in policy[kind]["versions"]]
+            else:
+                document["versions"] = {"latest": f"latest {policy[kind].get('num_versions', 1)}", "all": "all"}[kind]
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InvalidInput("parameters", f"config: not a model configuration in JSON: {error!r}") from None
+    return dict(document)
+
+
+def _as_answer(error: ServiceError | LoadError) -> ServiceError:
+    """What a caller is told of a failed load: a wrong configuration is its own doing, the rest is the repository's."""
+    if isinstance(error, ServiceError):
+        return error
+    return InvalidInput("parameters", str(error)) if error.reason == "config" else Unavailable(str(error))
 
 
 def _version(text: str) -> int:
@@ -198,7 +265,7 @@ def _metadata(spec: TensorSpec) -> pb.ModelMetadataResponse.TensorMetadata:
     return pb.ModelMetadataResponse.TensorMetadata(name=spec.name, datatype=datatype, shape=spec.shape)
 
 
-def _config(model: ServedModel) -> pb.ModelConfig:
+def _config(model: ServedModel, config: ModelConfig) -> pb.ModelConfig:
     manifest, engine = model.manifest, model.engine
     on_gpu = engine.provider in ("CUDAExecutionProvider", "TensorrtExecutionProvider")
     kind = pb.ModelInstanceGroup.KIND_GPU if on_gpu else pb.ModelInstanceGroup.KIND_CPU
@@ -211,11 +278,19 @@ def _config(model: ServedModel) -> pb.ModelConfig:
         output=[
             pb.ModelOutput(name=s.name, data_type=_DATATYPES[s.dtype][1], dims=s.shape[1:]) for s in manifest.outputs
         ],
-        instance_group=[pb.ModelInstanceGroup(name=manifest.name, count=1, kind=kind)],
+        instance_group=[pb.ModelInstanceGroup(name=manifest.name, count=model.compute.instances, kind=kind)],
         default_model_filename="model.onnx",
         dynamic_batching=pb.ModelDynamicBatching(preferred_batch_size=engine.buckets),
-        version_policy=pb.ModelVersionPolicy(latest=pb.ModelVersionPolicy.Latest(num_versions=1)),
+        version_policy=_version_policy(config.versions),
     )
+
+
+def _version_policy(policy: VersionPolicy) -> pb.ModelVersionPolicy:
+    if policy.specific:
+        return pb.ModelVersionPolicy(specific=pb.ModelVersionPolicy.Specific(versions=policy.specific))
+    if policy.latest:
+        return pb.ModelVersionPolicy(latest=pb.ModelVersionPolicy.Latest(num_versions=policy.latest))
+    return pb.ModelVersionPolicy(all=pb.ModelVersionPolicy.All())
 
 
 def _duration(count: int, seconds: float) -> pb.StatisticDuration:

@@ -1,142 +1,317 @@
-"""The model repository: finds versions on disk, verifies and loads them, and says which one answers a request."""
+"""The model repository: what is in the folder, what of it is served, and which version answers a request."""
 
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import logging
+import random
 import re
+import shutil
 import time
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from service import cpu
-from service.batching import Batcher
-from service.config import Settings
-from service.engine import Engine, EngineError
+from service import serving
+from service.config import ConfigError, Settings
 from service.errors import ModelNotFound, Unavailable
-from service.manifest import GOLDEN_FILE, MODEL_FILE, Manifest, ManifestError, read_manifest, verify_files
-from service.metrics import Metrics, VersionMetrics
+from service.manifest import MANIFEST_FILE
+from service.metrics import Metrics
+from service.model_config import CONFIG_FILE, ModelConfig, parse, read_model_config
+from service.serving import LoadError, ServedModel
 
 log = logging.getLogger(__name__)
 
 _MODEL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 _VERSION_NAME = re.compile(r"[1-9][0-9]{0,17}")
+READY, LOADING, UNLOADING, UNAVAILABLE = "READY", "LOADING", "UNLOADING", "UNAVAILABLE"
 
 
-class LoadError(RuntimeError):
-    """A version cannot be served. The message says which, and why."""
+@dataclass
+class Model:
+    """One model: the versions of it that are ready, by number, and what its config.toml says of them."""
+
+    name: str
+    config: ModelConfig
+    versions: dict[int, ServedModel] = field(default_factory=dict)
+
+    def route(self, sticky: str | None) -> ServedModel:
+        """The version for a request that names none: by the traffic shares, else the highest but the shadow.
+
+        The same `sticky` text always gets the same version, as long as the shares stay.
+        """
+        shares = {version: share for version, share in self.config.traffic.items() if version in self.versions}
+        if sum(shares.values()) > 0:
+            point = random.random() if sticky is None else _unit(f"{self.name}\n{sticky}")
+            return self.versions[_pick(shares, point)]
+        regular = [version for version in self.versions if version != self.config.shadow]
+        return self.versions[max(regular or self.versions)]
 
 
 @dataclass(frozen=True)
-class ServedModel:
-    """One version, ready to answer."""
-
-    manifest: Manifest
-    engine: Engine
-    batcher: Batcher
-    metrics: VersionMetrics
-
-    @property
-    def title(self) -> str:
-        return f"{self.manifest.name} version {self.manifest.version}"
+class VersionState:
+    name: str
+    version: int
+    state: str
+    reason: str = ""
 
 
 class Repository:
-    """The highest version of every model in the folder, served. To be used from one event loop."""
+    """To be used from one event loop."""
 
-    def __init__(self, settings: Settings, metrics: Metrics) -> None:
+    def __init__(self, settings: Settings, metrics: Metrics, changed: Callable[[], None]) -> None:
+        """`changed` is called whenever what is served may have."""
+        self._changed = changed
         self._settings = settings
         self._metrics = metrics
-        self._models: dict[str, ServedModel] = {}
-        self._loaded = False
-        self._refreshing = asyncio.Lock()
+        self._models: dict[str, Model] = {}
+        self._states: dict[tuple[str, int], VersionState] = {}
+        self._config_errors: dict[str, str] = {}
+        self._overrides: dict[str, Mapping[str, object]] = {}
+        # What a version looked like when it failed to load: it is tried again only when that has changed.
+        self._failed: dict[tuple[str, int], object] = {}
+        self._started = False
+        self._changing = asyncio.Lock()
 
     async def start(self) -> None:
-        """Load every model. Raises LoadError when one fails, or there is none."""
-        if failures := await self.refresh():
-            raise failures[0]
-        if not self._models:
-            raise LoadError(f"no model in {self._settings.model_repository}: expected <model>/<version>/manifest.json")
-        self._loaded = True
+        """Load what should be served. Raises LoadError when a model cannot be, or there is none to load."""
+        settings = self._settings
+        if settings.model_control == "explicit":
+            for name in settings.load_model:
+                await self.load(name)
+        else:
+            failures = await self.refresh()
+            if failures and not all(name in self._models for name in self._present()):
+                raise failures[0]
+            if not self._models:
+                folder = settings.model_repository
+                raise LoadError(f"no model in {folder}: expected <model>/<version>/{MANIFEST_FILE}", "manifest")
+        self._started = True
+        self._changed()
 
     async def refresh(self) -> list[LoadError]:
-        """Bring what is served in line with the folder: load newer versions, swap them in, retire the older.
-
-        A version that fails to load leaves the one before it serving; the failures are logged and returned.
-        """
-        failures = []
-        async with self._refreshing:
-            for name, version in sorted(latest_versions(self._settings.model_repository).items()):
-                current = self._models.get(name)
-                if current is not None and current.manifest.version >= version:
-                    continue
-                try:
-                    await self._swap_in(name, version)
-                except LoadError as error:
-                    log.error("%s", error)
-                    failures.append(error)
+        """Bring what is served in line with the folder. What fails is logged, returned, and leaves the old serving."""
+        failures: list[LoadError] = []
+        async with self._changing:
+            explicit = self._settings.model_control == "explicit"
+            for name in sorted(self._models if explicit else self._present()):
+                failures += await self._apply(name)
+            for name in set(self._models) - self._present():
+                log.warning("the folder of %s is gone; its versions are served until they are unloaded", name)
         return failures
 
-    def find(self, name: str, version: int) -> ServedModel:
-        """The version that answers a request; an empty name means the only model, version 0 the highest.
+    async def load(self, name: str, override: Mapping[str, object] | None = None) -> None:
+        """Load a model by name, as its config.toml says, or as `override` (keys of config.toml) does instead.
 
-        Raises ModelNotFound, or Unavailable while the models are still loading.
+        Raises ModelNotFound when it is not in the folder, LoadError when it, or a version of it, does not load.
         """
-        if not self._loaded:
-            raise Unavailable("the models are loading")
+        async with self._changing:
+            if name not in self._present():
+                raise ModelNotFound(f"model: {name!r} is not in the repository")
+            self._overrides.pop(name, None)
+            if override:
+                self._overrides[name] = override
+            for key in [key for key in self._failed if key[0] == name]:
+                del self._failed[key]
+            if failures := await self._apply(name):
+                raise failures[0]
+
+    async def unload(self, name: str) -> None:
+        """Serve a model no more; returns when what it had accepted is answered. Raises ModelNotFound."""
+        async with self._changing:
+            model = self._models.pop(name, None)
+            if model is None:
+                raise ModelNotFound(f"model: {name!r} is not loaded")
+            self._overrides.pop(name, None)
+            self._changed()
+            await self._retire(name, model.versions)
+
+    def find(self, name: str, version: int, sticky: str | None = None) -> ServedModel:
+        """The version that answers a request; an empty name means the only model, version 0 the server's choice.
+
+        Raises ModelNotFound; Unavailable for what is there but not ready, or while the models are still loading.
+        """
         if not name and len(self._models) == 1:
-            (model,) = self._models.values()
-        elif name in self._models:
-            model = self._models[name]
-        else:
-            served = ", ".join(sorted(self._models))
-            raise ModelNotFound(f"model: {name!r} is not served; there is {served}")
-        if version not in (0, model.manifest.version):
-            raise ModelNotFound(f"version: {version} of {model.manifest.name!r} is not served; there is {model.title}")
-        return model
+            (name,) = self._models
+        model = self._models.get(name)
+        if model is not None and version == 0:
+            return model.route(sticky)
+        if model is not None and version in model.versions:
+            return model.versions[version]
+        if not self._started:
+            raise Unavailable("the models are loading")
+        known = [state for key, state in self._states.items() if key[0] == name and version in (0, key[1])]
+        if known:
+            raise Unavailable(f"{name} version {known[-1].version} is not ready: {known[-1].reason or known[-1].state}")
+        served = ", ".join(f"{one.manifest.name} {one.manifest.version}" for one in self.models())
+        raise ModelNotFound(f"{name!r} version {version or 'any'} is not in the repository; served: {served or 'none'}")
+
+    def sticky_header(self, name: str) -> str:
+        """The metadata key by which this model's requests are routed, or an empty text."""
+        model = self._models.get(name) or (next(iter(self._models.values())) if len(self._models) == 1 else None)
+        return model.config.sticky_header if model else ""
+
+    def shadow_of(self, served: ServedModel) -> ServedModel | None:
+        """The version to which a request that `served` answers is mirrored: by its share, and only if it is ready."""
+        model = self._models.get(served.manifest.name)
+        if model is None or not model.config.shadow or model.config.shadow == served.manifest.version:
+            return None
+        return model.versions.get(model.config.shadow) if random.random() < model.config.shadow_share else None
 
     def ready(self) -> bool:
         """Whether every model that should be served is."""
-        return self._loaded
+        return self._started and not self._config_errors and all(model.versions for model in self._models.values())
+
+    def config(self, name: str) -> ModelConfig:
+        return self._models[name].config
 
     def versions(self, name: str) -> list[int]:
         """The versions of a model that are ready, ascending."""
-        return [self._models[name].manifest.version] if name in self._models else []
+        return sorted(self._models[name].versions) if name in self._models else []
+
+    def names(self) -> list[str]:
+        """The models with a version that is ready."""
+        return sorted(name for name, model in self._models.items() if model.versions)
 
     def models(self) -> list[ServedModel]:
-        """Everything served, by name."""
-        return [self._models[name] for name in sorted(self._models)]
+        """Everything served: by name, then by version, highest first."""
+        return [
+            self._models[name].versions[version]
+            for name in self.names()
+            for version in sorted(self._models[name].versions, reverse=True)
+        ]
+
+    def index(self) -> list[VersionState]:
+        """Every version that is in the folder, or was served, with its state; and every model that has none."""
+        found = dict(self._states)
+        for name in self._present():
+            versions = model_versions(self._settings.model_repository / name)
+            for version in versions:
+                found.setdefault((name, version), VersionState(name, version, UNAVAILABLE, "not loaded"))
+        return [
+            state if state.state == READY or state.name not in self._config_errors
+            else VersionState(state.name, state.version, state.state, self._config_errors[state.name])
+            for _, state in sorted(found.items())
+        ]  # fmt: skip
 
     async def close(self) -> None:
         """Refuse new requests with Unavailable, and finish what is admitted."""
-        await asyncio.gather(*(model.batcher.close() for model in self.models()))
+        await asyncio.gather(*(served.batcher.close() for served in self.models()))
 
-    async def _swap_in(self, name: str, version: int) -> None:
+    def _present(self) -> set[str]:
+        """The models in the folder: what is not named like one, or has no version, is passed over."""
+        root = self._settings.model_repository
+        folders = root.iterdir() if root.is_dir() else ()
+        return {folder.name for folder in folders if _MODEL_NAME.fullmatch(folder.name) and model_versions(folder)}
+
+    async def _apply(self, name: str) -> list[LoadError]:
+        """Load what the configuration wants and is not served, swap it in, retire what it no longer wants."""
+        folder = self._settings.model_repository / name
+        try:
+            config = read_model_config(folder, self._settings)
+            if name in self._overrides:
+                config = parse(self._overrides[name], self._settings, f"load parameters of {name}")
+        except ConfigError as error:
+            return [self._config_failed(name, str(error))]
+        self._config_errors.pop(name, None)
+        present = model_versions(folder)
+        current = self._models.get(name)
+        serving_now = dict(current.versions) if current else {}
+        missing = [version for version in (*config.extra_versions, *config.versions.specific) if version not in present]
+        if missing:
+            path = folder / CONFIG_FILE
+            return [self._config_failed(name, f"{path}: version {missing[0]} is not in the repository")]
+        wanted: dict[int, ServedModel] = {}
+        failures: list[LoadError] = []
+        extra = [version for version in config.extra_versions if version not in config.versions.specific]
+        for version in (*config.versions.candidates(present), *extra):
+            regular = version not in extra
+            if version in wanted or (regular and config.versions.enough(len(set(wanted) - set(extra)))):
+                continue
+            try:
+                wanted[version] = await self._ensure(name, version, config, serving_now.get(version))
+            except LoadError as error:
+                failures.append(error)
+        # What failed leaves what it would have replaced in service.
+        kept = {version: served for version, served in serving_now.items() if failures and version not in wanted}
+        if wanted or kept:
+            self._models[name] = Model(name, config, {**kept, **wanted})
+        replaced = {v: served for v, served in serving_now.items() if {**kept, **wanted}.get(v) is not served}
+        self._changed()
+        await self._retire(name, replaced)
+        if not failures:
+            await self._collect_garbage(folder, config, set(wanted))
+        return failures
+
+    def _config_failed(self, name: str, message: str) -> LoadError:
+        if self._config_errors.get(name) != message:
+            log.error("%s", message)
+            self._metrics.load_failed(name, "config")
+        self._config_errors[name] = message
+        return LoadError(message, "config")
+
+    async def _ensure(self, name: str, version: int, config: ModelConfig, served: ServedModel | None) -> ServedModel:
+        """The version in service as configured: the one that is, or one that is loaded now."""
+        compute = config.compute_of(version)
+        if served is not None and served.compute == compute:
+            served.adopt(config)
+            return served
+        folder = self._settings.model_repository / name / str(version)
+        looks = _looks(folder), compute
+        if self._failed.get((name, version)) == looks:
+            raise LoadError(self._states[name, version].reason, "unchanged")
+        before = self._states.get((name, version))
+        if served is None:
+            self._states[name, version] = VersionState(name, version, LOADING)
         started = time.monotonic()
-        manifest, engine = await asyncio.to_thread(load, self._settings, name, version)
-        metrics = self._metrics.version(name, version)
-        batcher = Batcher(engine, max_queue_images=self._settings.max_queue_images, observer=metrics)
-        model = ServedModel(manifest, engine, batcher, metrics)
-        metrics.serving(engine.provider, engine.precision)
-        previous, self._models[name] = self._models.get(name), model
+        try:
+            loaded = await asyncio.to_thread(serving.load, folder, name, version, compute)
+        except LoadError as error:
+            self._failed[name, version] = looks
+            self._states[name, version] = before if served and before else (
+                VersionState(name, version, UNAVAILABLE, str(error))
+            )  # fmt: skip
+            self._metrics.load_failed(name, error.reason)
+            log.error("%s", error)
+            raise
+        self._failed.pop((name, version), None)
+        fresh = ServedModel(loaded, config, self._metrics)
+        self._states[name, version] = VersionState(name, version, READY)
         log.info(
             "loaded %s in %.2f s: %s, %s, accuracy %.4f",
-            model.title, time.monotonic() - started, engine.provider, engine.precision, manifest.evaluation["accuracy"],
+            fresh.title, time.monotonic() - started, fresh.engine.provider, fresh.engine.precision,
+            loaded.manifest.evaluation["accuracy"],
         )  # fmt: skip
-        if previous is not None:
-            # Requests that already chose the old version hold it; its batcher ends when the last is answered.
-            await previous.batcher.close()
-            previous.metrics.retired(previous.engine.provider, previous.engine.precision)
-            log.info("retired %s", previous.title)
+        return fresh
 
+    async def _retire(self, name: str, versions: Mapping[int, ServedModel]) -> None:
+        """Let versions go that no new request is given to; requests that chose one before hold it until answered."""
+        for version, served in versions.items():
+            replaced = version in self.versions(name)
+            if not replaced:
+                self._states[name, version] = VersionState(name, version, UNLOADING)
+            await served.close(replaced)
+            if not replaced:
+                self._states[name, version] = VersionState(name, version, UNAVAILABLE, "unloaded")
+            log.info("retired %s", served.title)
+        if versions:
+            await asyncio.to_thread(serving.release_memory)
 
-def latest_versions(repository: Path) -> dict[str, int]:
-    """The highest version of each model in the folder; what is not named like a model or a version is passed over."""
-    found = {}
-    for folder in repository.iterdir() if repository.is_dir() else ():
-        if _MODEL_NAME.fullmatch(folder.name) and (versions := model_versions(folder)):
-            found[folder.name] = versions[-1]
-    return found
+    async def _collect_garbage(self, folder: Path, config: ModelConfig, used: set[int]) -> None:
+        """Delete the versions beyond the highest `keep_versions` that are not served."""
+        if not config.keep_versions:
+            return
+        for version in set(model_versions(folder)[: -config.keep_versions]) - used:
+            trash = folder / f".trash-{version}"
+            try:
+                (folder / str(version)).rename(trash)  # at once, so that no reader meets half a folder
+                await asyncio.to_thread(shutil.rmtree, trash)
+            except OSError as error:
+                log.warning("cannot delete %s version %d: %s", folder.name, version, error)
+                continue
+            self._states.pop((folder.name, version), None)
+            log.info("deleted %s version %d: keep_versions is %d", folder.name, version, config.keep_versions)
 
 
 def model_versions(folder: Path) -> list[int]:
@@ -146,33 +321,24 @@ def model_versions(folder: Path) -> list[int]:
     return sorted(int(entry.name) for entry in folder.iterdir() if _VERSION_NAME.fullmatch(entry.name))
 
 
-def load(settings: Settings, name: str, version: int) -> tuple[Manifest, Engine]:
-    """Verify a version's files, open it on the provider, warm every bucket, replay its golden inputs.
-
-    Blocks for as long as that takes. Raises LoadError.
-    """
-    folder = settings.model_repository / name / str(version)
+def _looks(folder: Path) -> object:
+    """Changes when a version folder is replaced or mended."""
     try:
-        manifest = read_manifest(folder)
-        if (manifest.name, manifest.version) != (name, version):
-            raise ManifestError(f"{folder}: the manifest is of {manifest.name} version {manifest.version}")
-        verify_files(folder, manifest)
-        engine = Engine(
-            folder / MODEL_FILE,
-            provider=settings.provider,
-            precisions=_own_first(manifest),
-            threads=settings.threads or cpu.usable_cores(),
-            max_batch_size=settings.max_batch_size,
-        )
-        if engine.image_shape != manifest.image_shape:
-            raise EngineError(f"the graph takes {engine.image_shape}, the manifest says {manifest.image_shape}")
-        engine.warm_up()
-        engine.check_golden(folder / GOLDEN_FILE)
-    except (ManifestError, EngineError) as error:
-        raise LoadError(f"{name} version {version} is not served: {error}") from error
-    return manifest, engine
+        return sorted((entry.name, entry.stat().st_mtime_ns, entry.stat().st_size) for entry in folder.iterdir())
+    except OSError as error:
+        return str(error)
 
 
-def _own_first(manifest: Manifest) -> tuple[str, ...]:
-    others = tuple(precision for precision in manifest.compute_precisions if precision != manifest.precision)
-    return manifest.precision, *others
+def _unit(text: str) -> float:
+    """A number in [0, 1) that depends on `text` alone, evenly spread."""
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") / 2**64
+
+
+def _pick(shares: Mapping[int, float], point: float) -> int:
+    """The key whose interval holds `point`, when [0, 1) is divided by `shares` in the order of the keys."""
+    threshold = point * sum(shares.values())
+    for version in sorted(shares):
+        threshold -= shares[version]
+        if threshold < 0:
+            return version
+    return max(version for version, share in shares.items() if share > 0)

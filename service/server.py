@@ -46,7 +46,8 @@ class Server:
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self.metrics = Metrics()
-        self.repository = Repository(settings, self.metrics)
+        self._health = Health()
+        self.repository = Repository(settings, self.metrics, self._report)
         self.port = 0
         self.metrics_port = 0
         self._decoders = ThreadPoolExecutor(settings.decode_threads or cpu.usable_cores(), "decode")
@@ -54,9 +55,10 @@ class Server:
         frontend = Frontend(self.repository, settings, self.metrics, self._decoders)
         self._classifier = Classifier(frontend, self._streams)
         self._open_inference = OpenInference(frontend, self._streams)
-        self._health = Health()
         self._grpc = self._make_grpc_server()
         self._http: WSGIServer | None = None
+        self._draining = False
+        self._poll: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
         """Listen, load the models, then report SERVING. Calls that come before that are answered UNAVAILABLE.
@@ -66,12 +68,8 @@ class Server:
         self._listen()
         await self._grpc.start()
         await self.repository.start()
-        self._report_serving()
-
-    async def refresh(self) -> None:
-        """Look for new versions in the model repository and serve them."""
-        await self.repository.refresh()
-        self._report_serving()
+        if self.settings.model_control == "poll":
+            self._poll = asyncio.create_task(self._keep_looking(), name="poll")
 
     async def stop(self, lame_duck_seconds: float = 0.0) -> None:
         """Drain: report NOT_SERVING, wait the lame-duck time, refuse new calls, answer every accepted one.
@@ -79,6 +77,9 @@ class Server:
         Takes at most lame_duck_seconds + drain_seconds; calls that are not done by then are cancelled.
         """
         log.info("draining")
+        if self._poll is not None:
+            self._poll.cancel()
+        self._draining = True
         self._health.not_serving()
         await asyncio.sleep(lame_duck_seconds)
         deadline = time.monotonic() + self.settings.drain_seconds
@@ -126,9 +127,21 @@ class Server:
             ) from None
         self.metrics_port = self._http.server_port
 
-    def _report_serving(self) -> None:
-        models = (model.manifest.name for model in self.repository.models())
-        self._health.serving(("", *SERVICES, *models))
+    async def _keep_looking(self) -> None:
+        """Look into the repository again and again. Publishing is one rename, so there is no half state to see."""
+        while True:
+            await asyncio.sleep(self.settings.poll_seconds)
+            try:
+                await self.repository.refresh()
+            except OSError as error:  # unreadable for now: what is served goes on
+                log.error("cannot look into the model repository: %s", error)
+
+    def _report(self) -> None:
+        """Tell the health service what is ready."""
+        if self._draining:
+            return
+        whole = ("", *SERVICES) if self.repository.ready() else ()
+        self._health.serving((*whole, *self.repository.names()))
 
 
 async def run(settings: Settings, started: Callable[[Server], None]) -> None:
@@ -150,10 +163,10 @@ async def run(settings: Settings, started: Callable[[Server], None]) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, on_signal)
     server = Server(settings)
-    refreshes: set[asyncio.Task[None]] = set()  # the loop itself holds its tasks only weakly
+    refreshes: set[asyncio.Task[object]] = set()  # the loop itself holds its tasks only weakly
 
     def on_hangup() -> None:
-        task = asyncio.create_task(server.refresh())
+        task = asyncio.create_task(server.repository.refresh())
         refreshes.add(task)
         task.add_done_callback(refreshes.discard)
 

@@ -6,6 +6,7 @@ import asyncio
 import io
 import queue
 from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -20,7 +21,7 @@ from tritonclient.grpc import service_pb2
 from tritonclient.utils import InferenceServerException
 
 from tests import colour_model
-from tests.integration.server_process import ROOT, ServerProcess
+from tests.integration.server_process import ROOT, ServerProcess, serving
 
 MODEL = "colours"
 
@@ -287,14 +288,27 @@ def test_the_asynchronous_client_works_too(server: ServerProcess) -> None:
     asyncio.run(scenario())
 
 
-def test_a_client_can_cancel_and_time_out(client: triton.InferenceServerClient) -> None:
+def test_a_client_can_cancel_and_time_out(models: Path, tmp_path: Path) -> None:
+    colour_model.publish(models, work=100)
+    image = colour_model.distinct(1)
     done: queue.Queue[InferenceServerException | None] = queue.Queue()
-    call = client.async_infer(MODEL, pixels(colour_model.distinct(1)), lambda result, error: done.put(error))
-    call.cancel()
-    done.get(timeout=30)
-    error = refused(client, MODEL, pixels(colour_model.distinct(1)), client_timeout=1e-6)
-    assert "Deadline" in error.message()
-    assert_right(client.infer(MODEL, pixels(colour_model.distinct(1))), colour_model.distinct(1))
+    with (
+        serving(models, tmp_path / "log") as server,
+        triton.InferenceServerClient(server.target) as client,
+    ):
+        call = client.async_infer(MODEL, pixels(image), lambda result, error: done.put(error))
+        call.cancel()
+        cancelled = done.get(timeout=30)
+        assert cancelled is not None
+        assert "CANCELLED" in str(cancelled.status())
+        assert "Deadline" in refused(client, MODEL, pixels(image), client_timeout=0.01).message()
+        assert "timeout" not in client.infer(MODEL, pixels(image)).get_response().parameters
+        # The server's own bound, in microseconds: the engine is busy with the first one, so the second's runs out.
+        client.async_infer(MODEL, pixels(image), lambda result, error: done.put(error))
+        while server.metric("cifarserve_queue_seconds_count") < 3:
+            pass
+        assert refused(client, MODEL, pixels(image), timeout=1000).status() == "StatusCode.DEADLINE_EXCEEDED"
+        assert done.get(timeout=30) is None
 
 
 def test_statistics_count_what_was_inferred(client: triton.InferenceServerClient) -> None:
@@ -321,7 +335,6 @@ def test_statistics_count_what_was_inferred(client: triton.InferenceServerClient
 def our_descriptors() -> DescriptorPool:
     """Our .proto in a pool of its own: tritonclient's messages of the same names are in the default one."""
     import tempfile
-    from pathlib import Path
 
     with tempfile.TemporaryDirectory() as folder:
         output = Path(folder) / "descriptors"

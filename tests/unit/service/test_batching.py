@@ -79,7 +79,7 @@ Scenario = Callable[[Batcher, HeldEngine, Recorder], Awaitable[None]]
 def run(model: Path, scenario: Scenario, max_queue_images: int = 100) -> Recorder:
     async def main() -> Recorder:
         engine, recorder = HeldEngine(model), Recorder()
-        batcher = Batcher(engine, max_queue_images=max_queue_images, observer=recorder)
+        batcher = Batcher([engine], max_queue_images=max_queue_images, observer=recorder)
         try:
             async with asyncio.timeout(30):
                 await scenario(batcher, engine, recorder)

@@ -1,0 +1,208 @@
+"""`models/<name>/config.toml`: which versions of one model are served, and how. Optional; every key has a default.
+
+versions = "latest"             # or "latest 2", "all", [1, 3]
+traffic = { 1 = 95, 2 = 5 }     # canary: shares of the requests that name no version
+sticky_header = "x-user"        # the same value of this header always goes to the same version
+shadow = 3                      # mirror requests to this version, off the request path
+shadow_share = 0.1
+keep_versions = 5               # delete older folders that are not served; 0 keeps all
+cache_bytes = 0                 # remember answers by their pixels, up to this size
+instances = 1                   # engines that share the queue
+drift_images = 4096             # size of the sliding window that is compared with the test split
+provider = "cpu"                # these, when given, replace the server's own settings
+threads = 2
+max_batch_size = 32
+max_queue_images = 512
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import re
+import tomllib
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from service import config
+from service.config import ConfigError, Settings
+
+CONFIG_FILE = "config.toml"
+ALL = "all"
+_LATEST = re.compile(r"latest(?: ([1-9][0-9]{0,3}))?")
+_OVERRIDES = ("provider", "threads", "max_batch_size", "max_queue_images")
+
+
+@dataclass(frozen=True)
+class VersionPolicy:
+    """The highest `latest` versions, or, when that is 0, `specific` ones; both empty: all."""
+
+    latest: int = 1
+    specific: tuple[int, ...] = ()
+
+    def candidates(self, present: Iterable[int]) -> list[int]:
+        """The versions that may be served, best first."""
+        versions = sorted(present, reverse=True)
+        return [version for version in versions if version in self.specific] if self.specific else versions
+
+    def enough(self, loaded: int) -> bool:
+        """Whether `loaded` versions are all that this policy wants."""
+        return 0 < self.latest <= loaded
+
+    def __str__(self) -> str:
+        return str(list(self.specific)) if self.specific else f"latest {self.latest}" if self.latest else ALL
+
+
+@dataclass(frozen=True)
+class Compute:
+    """What an engine is made with; a change of any of it means loading again."""
+
+    provider: str
+    threads: int
+    max_batch_size: int
+    max_queue_images: int
+    instances: int
+    in_background: bool = False
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    compute: Compute
+    versions: VersionPolicy = VersionPolicy()
+    traffic: Mapping[int, float] = field(default_factory=dict)
+    sticky_header: str = ""
+    shadow: int = 0  # a version; 0: none
+    shadow_share: float = 1.0
+    keep_versions: int = 0
+    cache_bytes: int = 0
+    drift_images: int = 4096
+
+    def compute_of(self, version: int) -> Compute:
+        """What the engines of `version` are made with: the shadow gets one thread, and that of the lowest priority."""
+        if version != self.shadow:
+            return self.compute
+        return dataclasses.replace(self.compute, threads=1, instances=1, in_background=True)
+
+    @property
+    def extra_versions(self) -> tuple[int, ...]:
+        """Versions that are wanted beside those of the policy."""
+        return tuple(dict.fromkeys((*self.traffic, *((self.shadow,) if self.shadow else ()))))
+
+
+def read_model_config(folder: Path, settings: Settings) -> ModelConfig:
+    """The configuration of the model in `folder`; the server's settings where it says nothing.
+
+    Raises ConfigError naming the file and the key.
+    """
+    path = folder / CONFIG_FILE
+    try:
+        document = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        document = {}
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise ConfigError(f"{path}: {error}") from None
+    return parse(document, settings, str(path))
+
+
+def parse(document: Mapping[str, Any], settings: Settings, source: str) -> ModelConfig:
+    """As read_model_config, from a parsed document that came from `source`."""
+    values = dict(document)
+    compute = {name: getattr(settings, name) for name in _OVERRIDES}
+    for name in _OVERRIDES:
+        if name in values:
+            compute[name] = config.check_setting(name, values.pop(name), f"{source}: {name}")
+    instances = _whole(values.pop("instances", 1), f"{source}: instances", least=1, most=64)
+    fields: dict[str, Any] = {}
+    for name, value in values.items():
+        if name not in _READERS:
+            raise ConfigError(f"{source}: {name}: there is no such setting")
+        fields[name] = _READERS[name](value, f"{source}: {name}")
+    result = ModelConfig(compute=Compute(**compute, instances=instances), **fields)
+    if result.shadow and result.shadow in result.traffic:
+        raise ConfigError(f"{source}: shadow: version {result.shadow} cannot also be in traffic")
+    return result
+
+
+def pinned(current: ModelConfig, versions: tuple[int, ...]) -> ModelConfig:
+    """The same, but serving exactly these versions."""
+    return dataclasses.replace(current, versions=VersionPolicy(0, versions), traffic={}, shadow=0)
+
+
+def write_pin(folder: Path, version: int) -> None:
+    """Make config.toml serve exactly `version`: its other keys stay, `traffic` and `shadow` go.
+
+    Raises ConfigError when the file there is not readable.
+    """
+    path = folder / CONFIG_FILE
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    try:
+        tomllib.loads("\n".join(lines))
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{path}: {error}") from None
+    kept = [line for line in lines if not re.match(r"\s*(versions|traffic|shadow)\s*=", line)]
+    text = "\n".join([f"versions = [{version}]", *kept]) + "\n"
+    try:
+        document = tomllib.loads(text)
+    except tomllib.TOMLDecodeError:
+        document = {}
+    if document.get("versions") != [version] or {"traffic", "shadow"} & document.keys():
+        raise ConfigError(f"{path}: write versions, traffic and shadow each on one line, so that they can be replaced")
+    temporary = path.with_name(f".{CONFIG_FILE}.tmp")
+    temporary.write_text(text, encoding="utf-8")
+    temporary.replace(path)
+
+
+def _policy(value: Any, source: str) -> VersionPolicy:
+    if value == ALL:
+        return VersionPolicy(0)
+    if isinstance(value, str) and (match := _LATEST.fullmatch(value)):
+        return VersionPolicy(int(match[1] or 1))
+    if isinstance(value, list) and value:
+        return VersionPolicy(0, tuple(_whole(version, source, least=1) for version in value))
+    raise ConfigError(f'{source}: must be "latest", "latest N", "all" or a list of versions, is {value!r}')
+
+
+def _traffic(value: Any, source: str) -> dict[int, float]:
+    if not isinstance(value, dict) or not value:
+        raise ConfigError(f"{source}: must be a table of versions and shares, is {value!r}")
+    shares = {}
+    for key, share in value.items():
+        if not key.isascii() or not key.isdigit() or int(key) < 1:
+            raise ConfigError(f"{source}: {key!r} is not a version")
+        shares[int(key)] = _number(share, f"{source}.{key}", least=0)
+    if not sum(shares.values()) > 0:
+        raise ConfigError(f"{source}: the shares add up to nothing")
+    return shares
+
+
+def _whole(value: Any, source: str, least: int = 0, most: int = 1 << 62) -> int:
+    if type(value) is not int or not least <= value <= most:
+        raise ConfigError(f"{source}: must be a whole number from {least} to {most}, is {value!r}")
+    return value
+
+
+def _number(value: Any, source: str, least: float, most: float = math.inf) -> float:
+    if type(value) not in (int, float) or not least <= value <= most or math.isinf(value):
+        raise ConfigError(f"{source}: must be a number from {least} to {most}, is {value!r}")
+    return float(value)
+
+
+def _text(value: Any, source: str) -> str:
+    if not isinstance(value, str):
+        raise ConfigError(f"{source}: must be text, is {value!r}")
+    return value.lower()  # gRPC's metadata keys are lower case
+
+
+_Reader = Callable[[Any, str], Any]
+_READERS: dict[str, _Reader] = {
+    "versions": _policy,
+    "traffic": _traffic,
+    "sticky_header": _text,
+    "shadow": lambda value, source: _whole(value, source, least=1),
+    "shadow_share": lambda value, source: _number(value, source, least=0, most=1),
+    "keep_versions": _whole,
+    "cache_bytes": _whole,
+    "drift_images": lambda value, source: _whole(value, source, least=100, most=10_000_000),
+}

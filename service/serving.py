@@ -1,0 +1,179 @@
+"""One served version: its engines, its batcher, its cache, its drift window; made from a folder, ended by `close`."""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import logging
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from service import cpu
+from service.batching import Answer, Batcher, Request
+from service.cache import ResponseCache
+from service.config import ConfigError
+from service.drift import DriftWindow
+from service.engine import Engine, EngineError, Outputs
+from service.images import Pixels
+from service.manifest import GOLDEN_FILE, MODEL_FILE, Manifest, ManifestError, read_manifest, verify_files
+from service.metrics import Metrics, VersionMetrics
+from service.model_config import Compute, ModelConfig
+
+log = logging.getLogger(__name__)
+
+
+class LoadError(RuntimeError):
+    """A version cannot be served. The message says which, and why; `reason` is one of REASONS, for the metric."""
+
+    def __init__(self, message: str, reason: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+
+
+REASONS = {ConfigError: "config", ManifestError: "manifest", EngineError: "engine"}
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A version that has passed every check, not yet serving."""
+
+    manifest: Manifest
+    engines: tuple[Engine, ...]
+    compute: Compute
+
+
+class ServedModel:
+    """One version, ready to answer. To be used from one event loop."""
+
+    def __init__(self, loaded: Loaded, config: ModelConfig, metrics: Metrics) -> None:
+        self.manifest = loaded.manifest
+        self.engine = loaded.engines[0]
+        self.compute = loaded.compute
+        self.metrics: VersionMetrics = metrics.version(self.manifest.name, self.manifest.version)
+        self.batcher = Batcher(
+            loaded.engines,
+            max_queue_images=loaded.compute.max_queue_images,
+            observer=self.metrics,
+            in_background=loaded.compute.in_background,
+        )
+        self.cache: ResponseCache | None = None
+        self.drift: DriftWindow | None = None
+        self.adopt(config)
+        self.metrics.serving(self.engine.provider, self.engine.precision)
+
+    @property
+    def title(self) -> str:
+        return f"{self.manifest.name} version {self.manifest.version}"
+
+    async def compute_answer(
+        self, admitted: Request, images: Pixels, deadline: float | None = None, priority: int = 0
+    ) -> Answer:
+        """The rows of `images`, from the cache where it has them, otherwise from the engine. As Request.compute."""
+        answer = (
+            await self._through_cache(self.cache, admitted, images, deadline, priority)
+            if self.cache
+            else (await admitted.compute(images, deadline, priority))
+        )
+        if self.drift is not None:
+            self.drift.add(answer.probabilities)
+        return answer
+
+    def adopt(self, config: ModelConfig) -> None:
+        """Take over the settings that need no new engine: cache and drift window. What they hold stays if they fit."""
+        if config.cache_bytes != (self.cache.limit if self.cache else 0):
+            self.cache = ResponseCache(config.cache_bytes) if config.cache_bytes else None
+        if self.drift is None or self.drift.size != config.drift_images:
+            self.drift = _drift_window(self.manifest, config.drift_images)
+            if self.drift is not None:
+                self.metrics.watch_drift(self.drift.class_index, self.drift.confidence_index)
+
+    async def close(self, replaced: bool) -> None:
+        """Refuse what is new and finish what is admitted. `replaced`: the same version is served by another object."""
+        await self.batcher.close()
+        if not replaced:
+            self.metrics.retired(self.engine.provider, self.engine.precision)
+
+    async def _through_cache(
+        self, cache: ResponseCache, admitted: Request, images: Pixels, deadline: float | None, priority: int
+    ) -> Answer:
+        keys = cache.keys(images)
+        rows = [cache.get(key) for key in keys]
+        missing = [index for index, row in enumerate(rows) if row is None]
+        self.metrics.cached(hits=len(keys) - len(missing), misses=len(missing))
+        queue_seconds = compute_seconds = 0.0
+        if missing:
+            admitted.shrink(len(missing))
+            fresh = await admitted.compute(images[missing], deadline, priority)
+            queue_seconds, compute_seconds = fresh.queue_seconds, fresh.compute_seconds
+            for row, index in enumerate(missing):
+                outputs = Outputs(fresh.probabilities, fresh.logits)
+                cache.put(keys[index], outputs, row)
+                rows[index] = fresh.probabilities[row], fresh.logits[row]
+            self.metrics.cache_holds(cache.bytes)
+        complete = [row for row in rows if row is not None]
+        probabilities, logits = (np.stack(parts) for parts in zip(*complete, strict=True))
+        return Answer(probabilities, logits, queue_seconds, compute_seconds)
+
+
+def load(folder: Path, name: str, version: int, compute: Compute) -> Loaded:
+    """Verify a version's files, open it on the provider, warm every bucket, replay its golden inputs.
+
+    Blocks for as long as that takes. Raises LoadError.
+    """
+    try:
+        manifest = read_manifest(folder)
+        if (manifest.name, manifest.version) != (name, version):
+            raise ManifestError(f"{folder}: the manifest is of {manifest.name} version {manifest.version}")
+        verify_files(folder, manifest)
+        engines = tuple(_open(folder, manifest, compute) for _ in range(compute.instances))
+    except (ManifestError, EngineError) as error:
+        raise LoadError(f"{name} version {version} is not served: {error}", REASONS[type(error)]) from error
+    return Loaded(manifest, engines, compute)
+
+
+def release_memory() -> None:
+    """Give the memory of what was just unloaded back to the system: glibc keeps freed memory otherwise."""
+    gc.collect()
+    if sys.platform == "linux":
+        try:
+            ctypes.CDLL("libc.so.6").malloc_trim(0)
+        except (OSError, AttributeError):
+            log.debug("no malloc_trim in this C library")
+
+
+def _open(folder: Path, manifest: Manifest, compute: Compute) -> Engine:
+    engine = Engine(
+        folder / MODEL_FILE,
+        provider=compute.provider,
+        precisions=_own_first(manifest),
+        threads=compute.threads or cpu.usable_cores(),
+        max_batch_size=compute.max_batch_size,
+    )
+    if engine.image_shape != manifest.image_shape:
+        raise EngineError(f"the graph takes {engine.image_shape}, the manifest says {manifest.image_shape}")
+    engine.warm_up()
+    engine.check_golden(folder / GOLDEN_FILE)
+    return engine
+
+
+def _own_first(manifest: Manifest) -> tuple[str, ...]:
+    others = tuple(precision for precision in manifest.compute_precisions if precision != manifest.precision)
+    return manifest.precision, *others
+
+
+def _drift_window(manifest: Manifest, images: int) -> DriftWindow | None:
+    if not manifest.baseline:
+        return None
+    try:
+        return DriftWindow(manifest, images)
+    except (KeyError, TypeError, ValueError) as error:
+        log.warning(
+            "%s version %d: drift is not measured: its baseline is not usable: %r",
+            manifest.name,
+            manifest.version,
+            error,
+        )
+        return None

@@ -1,0 +1,56 @@
+"""Shadow traffic: the same images to another version, after the caller has its answer, and compared with it."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+
+import numpy as np
+
+from service.engine import Floats
+from service.errors import ServiceError
+from service.images import Pixels
+from service.serving import ServedModel
+
+log = logging.getLogger(__name__)
+
+
+class Shadow:
+    """Mirrors off the request path: whatever happens here, no caller waits for it or hears of it."""
+
+    def __init__(self) -> None:
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def mirror(self, shadow: ServedModel, primary: ServedModel, images: Pixels, answer: Floats) -> None:
+        """Start to compute `images` on `shadow`, to compare with `answer`, [n, classes], which the caller got.
+
+        Sheds first: while anything waits for the primary, nothing is mirrored.
+        """
+        if primary.batcher.queued_images:
+            shadow.metrics.shadow_shed(len(images))
+            return
+        task = asyncio.create_task(_compare(shadow, primary, images, answer))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+
+async def _compare(shadow: ServedModel, primary: ServedModel, images: Pixels, expected: Floats) -> None:
+    try:
+        with shadow.batcher.admit(len(images)) as admitted:
+            found = (await admitted.compute(images)).probabilities
+    except ServiceError:
+        shadow.metrics.shadow_shed(len(images))
+        return
+    except Exception:
+        log.exception("the shadow %s failed", shadow.title)
+        shadow.metrics.shadow_shed(len(images))
+        return
+    if shadow.manifest.labels != primary.manifest.labels:
+        found, expected = _by_label(shadow, found), _by_label(primary, expected)
+    agreeing = int((found.argmax(axis=1) == expected.argmax(axis=1)).sum())
+    shadow.metrics.shadowed(agreeing, (np.abs(found - expected).sum(axis=1) / 2).tolist())
+
+
+def _by_label(model: ServedModel, probabilities: Floats) -> Floats:
+    """Columns in the alphabetical order of the labels, so that versions with another order compare class by class."""
+    return probabilities[:, np.argsort(model.manifest.labels)]
