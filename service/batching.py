@@ -146,9 +146,9 @@ class Batcher:
                 self._wake.clear()
                 await self._wake.wait()
 
-    def _next_batch(self, room: int) -> list[tuple[Request, Pixels]]:
-        """The next live images, `room` at most, with the requests they belong to."""
-        batch: list[tuple[Request, Pixels]] = []
+    def _next_batch(self, room: int) -> list[Part]:
+        """The next live images, `room` at most."""
+        batch: list[Part] = []
         now = time.monotonic()
         while self._queue and room:
             _, _, request = self._queue[0]
@@ -157,37 +157,46 @@ class Batcher:
                 continue
             if request.untouched:
                 self.observer.left_queue(request.start(now))
-            images = request.claim(room)
-            self._admit(-len(images))
-            batch.append((request, images))
-            room -= len(images)
+            part = request.claim(room)
+            self._admit(-len(part.images))
+            batch.append(part)
+            room -= len(part.images)
             if not request.unclaimed:
                 heapq.heappop(self._queue)
         return batch
 
-    async def _compute(self, engine: Engine, batch: list[tuple[Request, Pixels]]) -> None:
+    async def _compute(self, engine: Engine, batch: list[Part]) -> None:
         loop = asyncio.get_running_loop()
         started = time.monotonic()
         try:
-            pixels = [images for _, images in batch]
+            pixels = [part.images for part in batch]
             images = pixels[0] if len(pixels) == 1 else np.concatenate(pixels)
             outputs = await loop.run_in_executor(self._threads, engine.run, images)
         except Exception as error:  # whatever the engine raises is the answer of this batch, and of no other
-            for request, _ in batch:
-                request.fail(error)
+            for part in batch:
+                part.request.fail(error)
             return
         seconds = time.monotonic() - started
         self.observer.computed(len(images), engine.bucket(len(images)), seconds)
         self._measure(len(images), seconds)
         first = 0
-        for request, part in batch:
-            rows = slice(first, first + len(part))
-            request.take(outputs.probabilities[rows], outputs.logits[rows], seconds)
-            first += len(part)
+        for part in batch:
+            rows = slice(first, first + len(part.images))
+            part.request.take(part.first, outputs.probabilities[rows], outputs.logits[rows], seconds)
+            first += len(part.images)
 
     def _measure(self, images: int, seconds: float) -> None:
         weight = _RATE_WEIGHT if self._images_per_second else 1.0
         self._images_per_second += weight * (images / seconds - self._images_per_second)
+
+
+@dataclass(frozen=True)
+class Part:
+    """The images of one request, from number `first` on, that are in one batch."""
+
+    request: Request
+    first: int
+    images: Pixels
 
 
 class Request:
@@ -200,7 +209,8 @@ class Request:
         self._images: Pixels | None = None
         self._deadline: float | None = None
         self._answer: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
-        self._rows: list[tuple[Floats, Floats]] = []
+        # By the number of their first image: with several engines, parts may finish in another order.
+        self._rows: dict[int, tuple[Floats, Floats]] = {}
         self._submitted = self._queue_seconds = self._compute_seconds = 0.0
 
     async def compute(self, images: Pixels, deadline: float | None = None, priority: int = 0) -> Answer:
@@ -239,24 +249,25 @@ class Request:
         self._queue_seconds = now - self._submitted
         return self._queue_seconds
 
-    def claim(self, room: int) -> Pixels:
+    def claim(self, room: int) -> Part:
         """The next images, at most `room`, for a batch."""
         assert self._images is not None
         first = self._count - self.unclaimed
         images = self._images[first : first + room]
         self.unclaimed -= len(images)
-        return images
+        return Part(self, first, images)
 
-    def take(self, probabilities: Floats, logits: Floats, seconds: float) -> None:
-        """Rows of its next images, from a batch that took `seconds`; the last ones complete the answer."""
+    def take(self, first: int, probabilities: Floats, logits: Floats, seconds: float) -> None:
+        """Rows of its images from number `first` on, from a batch that took `seconds`; the last complete the answer."""
         if self._answer.done():
             return
-        self._rows.append((probabilities, logits))
+        self._rows[first] = probabilities, logits
         self._compute_seconds += seconds
-        if sum(len(rows) for rows, _ in self._rows) < self._count:
+        if sum(len(rows) for rows, _ in self._rows.values()) < self._count:
             return
         if len(self._rows) > 1:
-            probabilities, logits = (np.concatenate(parts) for parts in zip(*self._rows, strict=True))
+            in_order = (self._rows[first] for first in sorted(self._rows))
+            probabilities, logits = (np.concatenate(parts) for parts in zip(*in_order, strict=True))
         self._answer.set_result(Answer(probabilities, logits, self._queue_seconds, self._compute_seconds))
 
     def fail(self, error: Exception) -> None:

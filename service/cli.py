@@ -14,10 +14,11 @@ from rich.console import Console
 from rich.table import Table
 
 USAGE_ERROR = 2  # as argparse
+REFUSED = 3  # by a gate, as the training commands
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; returns the exit status: 0 done, 1 it failed, 2 it was asked for wrongly."""
+    """Run one command; returns the exit status: 0 done, 1 it failed, 2 it was asked for wrongly, 3 a gate refused."""
     options = _parser().parse_args(arguments)
     try:
         status: int = options.func(options)
@@ -46,14 +47,42 @@ def _parser() -> argparse.ArgumentParser:
     classify.add_argument("--json", action="store_true", help="print JSON instead of a table")
     classify.set_defaults(func=_classify)
 
-    models = commands.add_parser("models", help="list what a server serves")
+    models = commands.add_parser("models", help="list what a server serves; roll a model back, or promote its shadow")
     models.add_argument("--target", default="localhost:8001", help="address of the server (default: %(default)s)")
     models.set_defaults(func=_models)
+    actions = models.add_subparsers(title="actions", metavar="ACTION")
+    rollback = actions.add_parser("rollback", help="serve the version before, by a line in the model's config.toml")
+    rollback.add_argument("--to", type=int, metavar="VERSION", help="version to serve (default: the one before)")
+    rollback.set_defaults(func=_rollback)
+    promote = actions.add_parser("promote", help="serve the shadow version, if it agrees with the one that is served")
+    _add_gates(promote)
+    promote.set_defaults(func=_promote)
+    for action in (rollback, promote):
+        action.add_argument("name", help="the model")
+        action.add_argument("--models", type=Path, default=Path("models"), help="the repository (default: %(default)s)")
 
     from training.cli import add_subcommands
 
     add_subcommands(commands)
     return parser
+
+
+def _add_gates(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--metrics", default="http://localhost:8002/metrics", help="the server's metrics (default: %(default)s)"
+    )
+    parser.add_argument("--min-images", type=int, default=1000, help="images compared (default: %(default)s)")
+    parser.add_argument(
+        "--min-agreement", type=float, default=0.98, help="share with the same best class (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--max-distance", type=float, default=0.05,
+        help="mean total variation between the probabilities (default: %(default)s)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--max-compute-ratio", type=float, default=0.0,
+        help="engine seconds an image, shadow to primary (default: not asked: the shadow has one background thread)",
+    )  # fmt: skip
 
 
 def _serve(options: argparse.Namespace) -> int:
@@ -145,6 +174,33 @@ def _models(options: argparse.Namespace) -> int:
             f"{model.dataset}, {model.evaluation.images} images", model.provider, model.precision, model.created,
         )  # fmt: skip
     Console().print(table)
+    return 0
+
+
+def _rollback(options: argparse.Namespace) -> int:
+    from service import promotion
+    from service.config import ConfigError
+
+    try:
+        version = promotion.rollback(options.models, options.name, options.to)
+    except (promotion.PromotionError, ConfigError, OSError) as error:
+        return _fail(str(error))
+    print(f"{options.name}: version {version} is pinned; a polling server takes it up, another on SIGHUP")
+    return 0
+
+
+def _promote(options: argparse.Namespace) -> int:
+    from service import promotion
+    from service.config import ConfigError
+
+    gates = promotion.Gates(options.min_images, options.min_agreement, options.max_distance, options.max_compute_ratio)
+    try:
+        version, evidence = promotion.promote(options.models, options.name, options.metrics, gates)
+    except promotion.PromotionRefused as error:
+        return _fail(str(error), REFUSED)
+    except (promotion.PromotionError, ConfigError, OSError) as error:
+        return _fail(str(error))
+    print(f"{options.name}: version {version} is promoted: {evidence}")
     return 0
 
 

@@ -112,7 +112,7 @@ def flag(name: str) -> str:
 def _metavar(name: str) -> str:
     if choices := FIELDS[name].metadata.get("choices"):
         return "{" + ",".join(choices) + "}"
-    return "LIST" if TYPES[name] is TUPLE else TYPES[name].__name__
+    return "LIST" if TYPES[name] == TUPLE else TYPES[name].__name__
 
 
 def _from_file(given: Path | None) -> dict[str, Any]:
@@ -133,7 +133,7 @@ def _parse(name: str, text: str, source: str) -> Any:
     """Text from the environment or the command line to the field's type."""
     kind = TYPES[name]
     try:
-        value = tuple(part for part in text.split(",") if part) if kind is TUPLE else kind(text)
+        value = tuple(part for part in text.split(",") if part) if kind == TUPLE else kind(text)
     except ValueError:
         raise ConfigError(f"{source}: {text!r} is not {_article(kind)}") from None
     return check_setting(name, value, source)
@@ -142,7 +142,7 @@ def _parse(name: str, text: str, source: str) -> Any:
 def check_setting(name: str, value: Any, source: str) -> Any:
     """The value of the field `name` in its type and within its limits. Raises ConfigError naming `source`."""
     kind = TYPES[name]
-    if kind is TUPLE and isinstance(value, list | tuple) and all(isinstance(part, str) for part in value):
+    if kind == TUPLE and isinstance(value, list | tuple) and all(isinstance(part, str) for part in value):
         return tuple(value)
     if kind is Path and isinstance(value, str):
         value = Path(value)

@@ -77,6 +77,7 @@ class Repository:
     async def start(self) -> None:
         """Load what should be served. Raises LoadError when a model cannot be, or there is none to load."""
         settings = self._settings
+        self._look()
         if settings.model_control == "explicit":
             for name in settings.load_model:
                 await self.load(name)
@@ -94,6 +95,7 @@ class Repository:
         """Bring what is served in line with the folder. What fails is logged, returned, and leaves the old serving."""
         failures: list[LoadError] = []
         async with self._changing:
+            self._look()
             explicit = self._settings.model_control == "explicit"
             for name in sorted(self._models if explicit else self._present()):
                 failures += await self._apply(name)
@@ -141,9 +143,14 @@ class Repository:
             return model.versions[version]
         if not self._started:
             raise Unavailable("the models are loading")
-        known = [state for key, state in self._states.items() if key[0] == name and version in (0, key[1])]
+        known = [
+            state
+            for state in self._states.values()
+            if state.state != READY and version in (0, state.version) and name in ("", state.name)
+        ]
         if known:
-            raise Unavailable(f"{name} version {known[-1].version} is not ready: {known[-1].reason or known[-1].state}")
+            last = known[-1]
+            raise Unavailable(f"{last.name} version {last.version} is not ready: {last.reason or last.state}")
         served = ", ".join(f"{one.manifest.name} {one.manifest.version}" for one in self.models())
         raise ModelNotFound(f"{name!r} version {version or 'any'} is not in the repository; served: {served or 'none'}")
 
@@ -183,21 +190,27 @@ class Repository:
         ]
 
     def index(self) -> list[VersionState]:
-        """Every version that is in the folder, or was served, with its state; and every model that has none."""
-        found = dict(self._states)
-        for name in self._present():
-            versions = model_versions(self._settings.model_repository / name)
-            for version in versions:
-                found.setdefault((name, version), VersionState(name, version, UNAVAILABLE, "not loaded"))
+        """Every version that is in the folder, or was served, with its state and the reason for it."""
+        self._look()
         return [
             state if state.state == READY or state.name not in self._config_errors
             else VersionState(state.name, state.version, state.state, self._config_errors[state.name])
-            for _, state in sorted(found.items())
+            for _, state in sorted(self._states.items())
         ]  # fmt: skip
 
     async def close(self) -> None:
         """Refuse new requests with Unavailable, and finish what is admitted."""
         await asyncio.gather(*(served.batcher.close() for served in self.models()))
+
+    def _look(self) -> None:
+        """Note the versions in the folder that nothing is known of yet, and forget those that are gone."""
+        root = self._settings.model_repository
+        there = {(name, version) for name in self._present() for version in model_versions(root / name)}
+        for name, version in there - self._states.keys():
+            self._states[name, version] = VersionState(name, version, UNAVAILABLE, "not loaded")
+        for key in self._states.keys() - there:
+            if self._states[key].state == UNAVAILABLE:
+                del self._states[key]
 
     def _present(self) -> set[str]:
         """The models in the folder: what is not named like one, or has no version, is passed over."""
@@ -310,7 +323,6 @@ class Repository:
             except OSError as error:
                 log.warning("cannot delete %s version %d: %s", folder.name, version, error)
                 continue
-            self._states.pop((folder.name, version), None)
             log.info("deleted %s version %d: keep_versions is %d", folder.name, version, config.keep_versions)
 
 
