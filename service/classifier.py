@@ -42,7 +42,7 @@ class Classifier(pb_grpc.ClassifierServicer):
             reply = await self._answer(request, context, deadline)
             return pb.ClassifyResponse(id=request.id, error=reply) if isinstance(reply, status_pb2.Status) else reply
 
-        await self._streams.serve(context, answer)
+        await self._streams.serve(context, answer, lambda request: len(request.images))
 
     async def ListModels(self, _request: pb.ListModelsRequest, _context: _Context) -> pb.ListModelsResponse:  # noqa: N802
         return pb.ListModelsResponse(models=[_describe(model) for model in self._frontend.repository.models()])

@@ -60,7 +60,9 @@ class Settings:
     max_image_pixels: int = _setting(
         DEFAULT_MAX_PIXELS, "width x height of one picture, checked before decoding", least=1
     )
-    stream_window: int = _setting(64, "requests of one stream that are worked on at once", least=1)
+    stream_window: int = _setting(
+        256, "images of one stream that are worked on at once; it is read no further", least=1
+    )
     lame_duck_seconds: float = _setting(
         0.0, "after SIGTERM, time from health NOT_SERVING until new calls are refused", least=0.0
     )

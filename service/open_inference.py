@@ -104,7 +104,7 @@ class OpenInference(pb_grpc.GRPCInferenceServiceServicer):
             message = f"{status.code_of(reply).name}: {reply.message}"
             return pb.ModelStreamInferResponse(error_message=message, infer_response=failed)
 
-        await self._streams.serve(context, answer)
+        await self._streams.serve(context, answer, tensors.claimed_images)
 
     async def RepositoryIndex(  # noqa: N802
         self, request: pb.RepositoryIndexRequest, _context: _Context

@@ -14,28 +14,31 @@ from service.errors import Unavailable
 _Context = grpc.aio.ServicerContext[Any, Any]
 # A request to its reply.
 Answer = Callable[[Any], Coroutine[Any, Any, Any]]
-_Replies = asyncio.Queue[asyncio.Task[Any] | None]
 
 
 class Streams:
-    """All open streams of the server. At most `window` requests of one stream are worked on at once."""
+    """All open streams of the server.
+
+    A stream is read on only while fewer than `window` of its images are unanswered. gRPC's flow control then holds
+    the caller back, so that a fast stream waits where separate calls would be shed.
+    """
 
     def __init__(self, window: int) -> None:
         self._window = window
         self._readers: set[asyncio.Task[None]] = set()
 
-    async def serve(self, context: _Context, answer: Answer) -> None:
-        """Answer every request of the stream by the message that `answer` gives for it. `answer` does not raise."""
-        window = asyncio.Semaphore(self._window)
-        replies: _Replies = asyncio.Queue()
+    async def serve(self, context: _Context, answer: Answer, images: Callable[[Any], int]) -> None:
+        """Answer every request by the message that `answer` gives for it, and does not raise.
+
+        `images` tells how many a request carries.
+        """
+        stream = _Stream(context, answer, images, self._window)
         async with asyncio.TaskGroup() as group:
-            reader = group.create_task(self._read(context, answer, window, replies, group))
+            reader = group.create_task(stream.read(group))
             self._readers.add(reader)
             reader.add_done_callback(self._readers.discard)
-            reader.add_done_callback(lambda _: replies.put_nowait(None))
-            while (task := await replies.get()) is not None:
-                await context.write(await task)
-                window.release()
+            reader.add_done_callback(lambda _: stream.end())
+            await stream.reply()
         if reader.cancelled():
             await status.abort(context, status.from_error(Unavailable("draining: nothing new is accepted")))
 
@@ -44,17 +47,36 @@ class Streams:
         for reader in self._readers:
             reader.cancel()
 
-    async def _read(
-        self,
-        context: _Context,
-        answer: Answer,
-        window: asyncio.Semaphore,
-        replies: _Replies,
-        group: asyncio.TaskGroup,
-    ) -> None:
+
+class _Stream:
+    def __init__(self, context: _Context, answer: Answer, images: Callable[[Any], int], window: int) -> None:
+        self._context = context
+        self._answer = answer
+        self._images = images
+        self._window = window
+        self._unanswered = 0
+        self._room = asyncio.Event()
+        self._replies: asyncio.Queue[tuple[asyncio.Task[Any], int] | None] = asyncio.Queue()
+
+    async def read(self, group: asyncio.TaskGroup) -> None:
         while True:
-            await window.acquire()
-            request = await context.read()
+            while self._unanswered >= self._window:
+                self._room.clear()
+                await self._room.wait()
+            request = await self._context.read()
             if request is grpc.aio.EOF:
                 return
-            replies.put_nowait(group.create_task(answer(request)))
+            images = max(1, self._images(request))
+            self._unanswered += images
+            self._replies.put_nowait((group.create_task(self._answer(request)), images))
+
+    async def reply(self) -> None:
+        while (entry := await self._replies.get()) is not None:
+            task, images = entry
+            await self._context.write(await task)
+            self._unanswered -= images
+            self._room.set()
+
+    def end(self) -> None:
+        """There will be no more requests."""
+        self._replies.put_nowait(None)

@@ -47,6 +47,12 @@ def read_images(request: Any, shape: tuple[int, int, int]) -> Pixels | list[byte
     return _pixels(tensor, raw, shape) if tensor.name == PIXELS_INPUT else _pictures(tensor, raw)
 
 
+def claimed_images(request: Any) -> int:
+    """How many images a request says it carries, before anything of it is checked."""
+    shape = request.inputs[0].shape if request.inputs else ()
+    return int(shape[0]) if shape else 0
+
+
 def uses_raw_contents(request: Any) -> bool:
     return len(request.raw_input_contents) > 0
 

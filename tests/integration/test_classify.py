@@ -17,7 +17,7 @@ from PIL import Image
 
 from service.client import AsyncClient, Client, ClientError, Prediction
 from tests import colour_model
-from tests.integration.server_process import ServerProcess, cli
+from tests.integration.server_process import ServerProcess, cli, serving
 
 
 def encode(pixels: np.ndarray, form: str = "PNG") -> bytes:
@@ -131,6 +131,15 @@ def test_a_stream_answers_in_order_with_the_ids_of_its_requests(server: ServerPr
         expected = colour_model.expected(images[[(number + offset) % 500 for offset in range(count)]])
         found = [prediction.classes[0].probability for prediction in reply.predictions]
         np.testing.assert_allclose(found, expected.max(axis=1), atol=1e-5)
+
+
+def test_a_stream_faster_than_the_model_is_held_back_and_not_shed(models: Path, tmp_path: Path) -> None:
+    colour_model.publish(models, work=2)
+    images = list(colour_model.distinct(50))
+    with serving(models, tmp_path / "log", "--max-queue-images", 400) as server, Client(server.target) as client:
+        answers = list(client.classify_stream([images] * 60))
+        assert server.metric("cifarserve_dropped_images_total") == 0
+    assert len(answers) == 60
 
 
 def test_a_bad_request_in_a_stream_is_answered_in_its_place_and_the_stream_goes_on(server: ServerProcess) -> None:
