@@ -167,11 +167,11 @@ def _models(options: argparse.Namespace) -> int:
             models = client.models()
     except ClientError as error:
         return _fail(str(error))
-    table = Table("model", "version", "classes", "accuracy", "tested on", "provider", "precision", "created")
+    table = Table("model", "version", "accuracy", "tested on", "computes on")
     for model in models:
         table.add_row(
-            model.name, str(model.version), str(len(model.labels)), f"{model.evaluation.accuracy:.2%}",
-            f"{model.dataset}, {model.evaluation.images} images", model.provider, model.precision, model.created,
+            model.name, str(model.version), f"{model.evaluation.accuracy:.2%}", model.dataset,
+            f"{model.provider}, {model.precision}",
         )  # fmt: skip
     Console().print(table)
     return 0

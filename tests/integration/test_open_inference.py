@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import io
+import json
 import queue
+import subprocess
+import sys
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 
@@ -21,7 +24,7 @@ from tritonclient.grpc import service_pb2
 from tritonclient.utils import InferenceServerException
 
 from tests import colour_model
-from tests.integration.server_process import ROOT, ServerProcess, serving
+from tests.integration.server_process import ENVIRONMENT, ROOT, ServerProcess, serving
 
 MODEL = "colours"
 
@@ -381,3 +384,12 @@ def test_every_message_we_define_has_the_fields_of_tritonclients() -> None:
         assert method.input_type.full_name == other.input_type.full_name
         assert method.output_type.full_name == other.output_type.full_name
         assert (method.client_streaming, method.server_streaming) == (other.client_streaming, other.server_streaming)
+
+
+def test_kserves_client_works_too(server: ServerProcess) -> None:
+    program = [sys.executable, "-m", "tests.integration.kserve_client", server.target, MODEL]
+    result = subprocess.run(program, env=ENVIRONMENT, capture_output=True, text=True, timeout=120)
+    assert result.returncode == 0, result.stderr
+    assert json.loads(result.stdout.splitlines()[-1]) == {
+        "live": True, "ready": True, "model_ready": True, "right": True, "version": "1", "id": "seven",
+    }  # fmt: skip
