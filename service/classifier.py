@@ -14,7 +14,7 @@ from google.rpc import status_pb2
 from service import images, status
 from service.engine import Floats
 from service.errors import InvalidInput, ServiceError
-from service.frontend import Decode, Frontend, deadline_of
+from service.frontend import Decode, Frontend, Timing, deadline_of
 from service.serving import ServedModel
 from service.streams import Streams
 
@@ -57,13 +57,13 @@ class Classifier(pb_grpc.ClassifierServicer):
     async def _answer(
         self, request: pb.ClassifyRequest, context: _Context, deadline: float | None
     ) -> pb.ClassifyResponse | status_pb2.Status:
-        async def work(model: ServedModel) -> pb.ClassifyResponse:
-            return await self._classify(model, request, deadline)
+        async def work(model: ServedModel, timing: Timing) -> pb.ClassifyResponse:
+            return await self._classify(model, timing, request, deadline)
 
         return await self._frontend.answer(context, request.model, request.version, work)
 
     async def _classify(
-        self, model: ServedModel, request: pb.ClassifyRequest, deadline: float | None
+        self, model: ServedModel, timing: Timing, request: pb.ClassifyRequest, deadline: float | None
     ) -> pb.ClassifyResponse:
         labels, shape = model.manifest.labels, model.manifest.image_shape
         top_k = _top_k(request, len(labels))
@@ -71,7 +71,7 @@ class Classifier(pb_grpc.ClassifierServicer):
         content: images.Pixels | list[Decode] | None = _pixels(request, shape)
         if content is None:
             content = [partial(_decode, index, image, limit) for index, image in enumerate(request.images)]
-        answer = await self._frontend.classify(model, "images", content, deadline)
+        answer = await self._frontend.classify(model, timing, "images", content, deadline)
         return pb.ClassifyResponse(
             id=request.id,
             model=model.manifest.name,

@@ -9,6 +9,7 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import TypeVar
 
 import grpc
@@ -30,6 +31,16 @@ _Reply = TypeVar("_Reply")
 Decode = Callable[[Pixels], None]
 
 
+@dataclass
+class Timing:
+    """Where one request's time went; filled in by Frontend.classify."""
+
+    decode_seconds: float = 0.0
+    queue_seconds: float = 0.0
+    compute_seconds: float = 0.0
+    computed_at: float | None = None  # on time.monotonic()'s clock; None: it never came so far
+
+
 class Frontend:
     def __init__(
         self, repository: Repository, settings: Settings, metrics: Metrics, decoders: ThreadPoolExecutor
@@ -45,16 +56,16 @@ class Frontend:
         context: grpc.aio.ServicerContext,  # type: ignore[type-arg]
         name: str,
         version: int,
-        work: Callable[[ServedModel], Awaitable[_Reply]],
+        work: Callable[[ServedModel, Timing], Awaitable[_Reply]],
     ) -> _Reply | status_pb2.Status:
         """The reply that `work` gives with the model, or the status that the request fails with; counted either way."""
-        started = time.monotonic()
+        started, timing = time.monotonic(), Timing()
         model: ServedModel | None = None
         code = grpc.StatusCode.CANCELLED
         try:
             header = self.repository.sticky_header(name)
             model = self.repository.find(name, version, _metadata(context, header) if header else None)
-            reply = await work(model)
+            reply = await work(model, timing)
             code = grpc.StatusCode.OK
             return reply
         except Exception as error:
@@ -65,11 +76,17 @@ class Frontend:
             if model is None:
                 self._metrics.unknown(code.name)
             else:
-                model.metrics.answered(code.name, time.monotonic() - started)
+                now = time.monotonic()
+                model.metrics.answered(code.name, now - started)
+                if timing.computed_at is not None:
+                    model.metrics.went_through(
+                        timing.decode_seconds, timing.queue_seconds, timing.compute_seconds, now - timing.computed_at
+                    )
 
     async def classify(
         self,
         model: ServedModel,
+        timing: Timing,
         field: str,
         images: Pixels | Sequence[Decode],
         deadline: float | None,
@@ -86,11 +103,12 @@ class Frontend:
         with model.batcher.admit(len(images)) as admitted:
             if not isinstance(images, np.ndarray):
                 images = await self._decode(model.manifest.image_shape, images)
-            decoded = time.monotonic()
+            timing.decode_seconds = time.monotonic() - started
             answer = await model.compute_answer(admitted, images, deadline, priority)
+        timing.queue_seconds, timing.compute_seconds = answer.queue_seconds, answer.compute_seconds
+        timing.computed_at = time.monotonic()
         if (shadow := self.repository.shadow_of(model)) is not None:
             self.shadow.mirror(shadow, model, images, answer.probabilities)
-        model.metrics.went_through(decoded - started, answer.queue_seconds, answer.compute_seconds)
         return answer
 
     async def _decode(self, shape: tuple[int, int, int], images: Sequence[Decode]) -> Pixels:

@@ -99,6 +99,7 @@ class Statistics:
     decode_seconds: float = 0.0
     queue_seconds: float = 0.0
     compute_seconds: float = 0.0
+    reply_seconds: float = 0.0
     images: int = 0
     last: float = 0.0  # time.time() of the last batch
     batches: dict[int, tuple[int, float]] = field(default_factory=dict)  # by size: how many, seconds
@@ -166,13 +167,16 @@ class VersionMetrics:
             self.statistics.failed += 1
             self.statistics.failure_seconds += seconds
 
-    def went_through(self, decode_seconds: float, queue_seconds: float, compute_seconds: float) -> None:
-        """One request's images were decoded, queued and computed; this is where its time went."""
+    def went_through(
+        self, decode_seconds: float, queue_seconds: float, compute_seconds: float, reply_seconds: float
+    ) -> None:
+        """One request's images were decoded, queued and computed, and its reply made; this is where its time went."""
         self._decode_seconds.observe(decode_seconds)
         self.statistics.computed += 1
         self.statistics.decode_seconds += decode_seconds
         self.statistics.queue_seconds += queue_seconds
         self.statistics.compute_seconds += compute_seconds
+        self.statistics.reply_seconds += reply_seconds
 
     def queue_changed(self, images: int) -> None:
         self._queue_images.set(images)

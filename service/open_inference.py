@@ -21,7 +21,7 @@ from service import images, status, tensors
 from service.batching import Answer
 from service.classifier import top_classes
 from service.errors import InvalidInput, ModelNotFound, ServiceError, Unavailable
-from service.frontend import Decode, Frontend, deadline_of
+from service.frontend import Decode, Frontend, Timing, deadline_of
 from service.manifest import TensorSpec
 from service.metrics import Statistics
 from service.model_config import ModelConfig, VersionPolicy
@@ -152,8 +152,8 @@ class OpenInference(pb_grpc.GRPCInferenceServiceServicer):
     async def _answer(
         self, request: pb.ModelInferRequest, context: _Context, deadline: float | None
     ) -> pb.ModelInferResponse | status_pb2.Status:
-        async def work(model: ServedModel) -> pb.ModelInferResponse:
-            return await self._infer(model, request, deadline)
+        async def work(model: ServedModel, timing: Timing) -> pb.ModelInferResponse:
+            return await self._infer(model, timing, request, deadline)
 
         try:
             version = _version(request.model_version)
@@ -162,7 +162,7 @@ class OpenInference(pb_grpc.GRPCInferenceServiceServicer):
         return await self._frontend.answer(context, request.model_name, version, work)
 
     async def _infer(
-        self, model: ServedModel, request: pb.ModelInferRequest, deadline: float | None
+        self, model: ServedModel, timing: Timing, request: pb.ModelInferRequest, deadline: float | None
     ) -> pb.ModelInferResponse:
         manifest = model.manifest
         wanted = tensors.wanted_outputs(request, len(manifest.labels))
@@ -180,7 +180,7 @@ class OpenInference(pb_grpc.GRPCInferenceServiceServicer):
             allowed = time.monotonic() + timeout / 1e6
             deadline = allowed if deadline is None else min(deadline, allowed)
         priority = tensors.number(request.parameters, "priority", "parameters") or 0
-        answer = await self._frontend.classify(model, request.inputs[0].name, content, deadline, priority)
+        answer = await self._frontend.classify(model, timing, request.inputs[0].name, content, deadline, priority)
         return _reply(request, model, answer, wanted)
 
 
@@ -311,6 +311,7 @@ def _statistics(model: ServedModel) -> pb.ModelStatistics:
             queue=_duration(found.computed, found.queue_seconds),
             compute_input=_duration(found.computed, found.decode_seconds),
             compute_infer=_duration(found.computed, found.compute_seconds),
+            compute_output=_duration(found.computed, found.reply_seconds),
         ),
         batch_stats=[
             pb.InferBatchStatistics(batch_size=size, compute_infer=_duration(batches, seconds))

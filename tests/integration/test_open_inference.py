@@ -330,6 +330,9 @@ def test_statistics_count_what_was_inferred(client: triton.InferenceServerClient
     assert after.inference_stats.success.count - before.inference_stats.success.count == 3
     assert after.inference_stats.fail.count - before.inference_stats.fail.count == 1
     assert after.inference_stats.compute_infer.ns > before.inference_stats.compute_infer.ns
+    stages = after.inference_stats
+    # perf_analyzer insists on it.
+    assert stages.compute_input.count == stages.compute_infer.count == stages.compute_output.count
     assert after.inference_stats.success.ns > after.inference_stats.compute_infer.ns > 0
     assert after.last_inference > 1.7e12
     assert {batch.batch_size for batch in after.batch_stats} >= {5}
