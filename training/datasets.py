@@ -13,6 +13,7 @@ import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from typing import Self
 
 import numpy as np
 import numpy.typing as npt
@@ -90,6 +91,19 @@ def read_pictures(path: Path, shape: ImageShape, name: str | None = None) -> Dat
     return Dataset(name or path.name.split(".")[0], str(path.resolve()), classes, splits["train"], splits["test"])
 
 
+class _Member(tarfile.TarInfo):
+    """One that must have a whole header: tarfile takes any other for the archive's end, and the rest is lost."""
+
+    @classmethod
+    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> Self:
+        try:
+            return super().frombuf(buf, encoding, errors)
+        except tarfile.HeaderError as error:
+            if buf and not any(buf):
+                raise  # zeros: this is the end
+            raise tarfile.ReadError(f"cut or damaged: {error}") from None
+
+
 def _files_in_folder(folder: Path) -> Iterator[tuple[PurePosixPath, bytes]]:
     for path in folder.rglob("*"):
         relative = PurePosixPath(path.relative_to(folder).as_posix())
@@ -99,7 +113,7 @@ def _files_in_folder(folder: Path) -> Iterator[tuple[PurePosixPath, bytes]]:
 
 def _files_in_archive(path: Path) -> Iterator[tuple[PurePosixPath, bytes]]:
     try:
-        with tarfile.open(path, "r|*") as archive:
+        with tarfile.open(path, "r|*", tarinfo=_Member) as archive:
             for member in archive:
                 relative = PurePosixPath(member.name)
                 content = archive.extractfile(member) if member.isfile() and _is_picture(relative) else None
