@@ -17,7 +17,7 @@ import safetensors.torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from training.errors import CheckpointError
+from training.errors import CheckpointError, TrainingError
 from training.files import write_atomically, write_json
 from training.run import RunSpec
 
@@ -80,7 +80,8 @@ def save(run: Path, checkpoint: Checkpoint) -> None:
         "tensors": {"file": tensors_file, "sha256": hashlib.sha256(data).hexdigest()},
     }
     write_json(run / FILE, document)
-    for old in run.glob("checkpoint-*.safetensors"):
+    # With those that a killed save had not renamed yet.
+    for old in (*run.glob("checkpoint-*.safetensors"), *run.glob(".checkpoint-*.safetensors.tmp")):
         if old.name != tensors_file:
             old.unlink()
 
@@ -120,7 +121,7 @@ def _parse(run: Path, document: dict[str, Any]) -> tuple[RunSpec, Position]:
         record = document["position"]
         history = tuple(EpochRecord(**each) for each in record["history"])
         return RunSpec.from_record(document["run"]), Position(**{**record, "history": history})
-    except (KeyError, TypeError) as error:
+    except (KeyError, TypeError, ValueError, TrainingError) as error:  # TrainingError: values no recipe can have
         raise CheckpointError(f"{run / FILE}: damaged: {error!r}") from None
 
 
