@@ -54,6 +54,8 @@ class TrainingDisplay:
             self._line(f"epoch {epoch + 1}/{self.epochs}  step {step}/{self.steps}  {figures}  {left:,.0f} s left")
 
     def show_epoch(self, record: EpochRecord) -> None:
+        # The last steps of an epoch are not all shown: without this the bar would never be full.
+        self.bar.update(self.task, completed=record.epoch * self.steps)
         self._line(
             f"epoch {record.epoch}/{self.epochs} done  loss {record.loss:.4f}  accuracy {record.accuracy:.2%}"
             f"  validation loss {record.validation_loss:.4f}  accuracy {record.validation_accuracy:.2%}"
