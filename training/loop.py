@@ -160,7 +160,7 @@ def _finish_epoch(state: State, spec: RunSpec, training: DeviceImages, validatio
     """Validate, keep the weights if they are the best so far, and move to the start of the next epoch."""
     position = state.position
     loss, accuracy = (state.totals / len(training)).tolist()
-    _require_finite(loss, position.epoch, position.step)
+    _require_finite(loss, position.epoch, position.step - 1)  # the position is that of the step to come
     validation_loss, validation_accuracy = _validate(state.model, spec.compute, validation)
     record = EpochRecord(
         epoch=position.epoch + 1,
