@@ -11,8 +11,8 @@ from pathlib import Path
 from prometheus_client.parser import text_string_to_metric_families
 
 from service.config import Settings
+from service.folders import model_versions
 from service.model_config import read_model_config, write_pin
-from service.repository import model_versions
 
 
 class PromotionRefused(RuntimeError):

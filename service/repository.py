@@ -3,50 +3,24 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import logging
-import random
-import re
-import shutil
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Coroutine, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
-from service import serving
+from service import folders, serving
 from service.config import ConfigError, Settings
 from service.errors import ModelNotFound, Unavailable
 from service.manifest import MANIFEST_FILE
 from service.metrics import Metrics
 from service.model_config import CONFIG_FILE, ModelConfig, parse, read_model_config
+from service.routing import Model
 from service.serving import LoadError, ServedModel
 
 log = logging.getLogger(__name__)
 
-_MODEL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
-_VERSION_NAME = re.compile(r"[1-9][0-9]{0,17}")
 READY, LOADING, UNLOADING, UNAVAILABLE = "READY", "LOADING", "UNLOADING", "UNAVAILABLE"
-
-
-@dataclass
-class Model:
-    """One model: the versions of it that are ready, by number, and what its config.toml says of them."""
-
-    name: str
-    config: ModelConfig
-    versions: dict[int, ServedModel] = field(default_factory=dict)
-
-    def route(self, sticky: str | None) -> ServedModel:
-        """The version for a request that names none: by the traffic shares, else the highest but the shadow.
-
-        The same `sticky` text always gets the same version, as long as the shares stay.
-        """
-        shares = {version: share for version, share in self.config.traffic.items() if version in self.versions}
-        if sum(shares.values()) > 0:
-            point = random.random() if sticky is None else _unit(f"{self.name}\n{sticky}")
-            return self.versions[_pick(shares, point)]
-        regular = [version for version in self.versions if version != self.config.shadow]
-        return self.versions[max(regular or self.versions)]
 
 
 @dataclass(frozen=True)
@@ -73,6 +47,7 @@ class Repository:
         self._failed: dict[tuple[str, int], object] = {}
         self._started = False
         self._changing = asyncio.Lock()
+        self._changes: set[asyncio.Future[None]] = set()
 
     async def start(self) -> None:
         """Load what should be served. Raises LoadError when a model cannot be, or there is none to load."""
@@ -108,6 +83,20 @@ class Repository:
 
         Raises ModelNotFound when it is not in the folder, LoadError when it, or a version of it, does not load.
         """
+        await self._uninterrupted(self._load(name, override))
+
+    async def unload(self, name: str) -> None:
+        """Serve a model no more; returns when what it had accepted is answered. Raises ModelNotFound."""
+        await self._uninterrupted(self._unload(name))
+
+    async def _uninterrupted(self, change: Coroutine[None, None, None]) -> None:
+        """Wait for a change that goes on to its end even if whoever waits for it goes away."""
+        task = asyncio.ensure_future(change)
+        self._changes.add(task)
+        task.add_done_callback(self._changes.discard)
+        await asyncio.shield(task)
+
+    async def _load(self, name: str, override: Mapping[str, object] | None) -> None:
         async with self._changing:
             if name not in self._present():
                 raise ModelNotFound(f"model: {name!r} is not in the repository")
@@ -119,8 +108,7 @@ class Repository:
             if failures := await self._apply(name):
                 raise failures[0]
 
-    async def unload(self, name: str) -> None:
-        """Serve a model no more; returns when what it had accepted is answered. Raises ModelNotFound."""
+    async def _unload(self, name: str) -> None:
         async with self._changing:
             model = self._models.pop(name, None)
             if model is None:
@@ -162,13 +150,12 @@ class Repository:
     def shadow_of(self, served: ServedModel) -> ServedModel | None:
         """The version to which a request that `served` answers is mirrored: by its share, and only if it is ready."""
         model = self._models.get(served.manifest.name)
-        if model is None or not model.config.shadow or model.config.shadow == served.manifest.version:
-            return None
-        return model.versions.get(model.config.shadow) if random.random() < model.config.shadow_share else None
+        return model.mirror(served) if model else None
 
     def ready(self) -> bool:
         """Whether every model that should be served is."""
-        return self._started and not self._config_errors and all(model.versions for model in self._models.values())
+        # A wrong config.toml beside a version that serves is an error to mend, not a reason to turn callers away.
+        return self._started and all(name in self._models for name in self._config_errors)
 
     def config(self, name: str) -> ModelConfig:
         return self._models[name].config
@@ -205,7 +192,7 @@ class Repository:
     def _look(self) -> None:
         """Note the versions in the folder that nothing is known of yet, and forget those that are gone."""
         root = self._settings.model_repository
-        there = {(name, version) for name in self._present() for version in model_versions(root / name)}
+        there = {(name, version) for name in self._present() for version in folders.model_versions(root / name)}
         for name, version in there - self._states.keys():
             self._states[name, version] = VersionState(name, version, UNAVAILABLE, "not loaded")
         for key in self._states.keys() - there:
@@ -213,28 +200,26 @@ class Repository:
                 del self._states[key]
 
     def _present(self) -> set[str]:
-        """The models in the folder: what is not named like one, or has no version, is passed over."""
-        root = self._settings.model_repository
-        folders = root.iterdir() if root.is_dir() else ()
-        return {folder.name for folder in folders if _MODEL_NAME.fullmatch(folder.name) and model_versions(folder)}
+        return folders.model_names(self._settings.model_repository)
 
     async def _apply(self, name: str) -> list[LoadError]:
         """Load what the configuration wants and is not served, swap it in, retire what it no longer wants."""
         folder = self._settings.model_repository / name
+        source = str(folder / CONFIG_FILE)
         try:
             config = read_model_config(folder, self._settings)
             if name in self._overrides:
-                config = parse(self._overrides[name], self._settings, f"load parameters of {name}")
+                source = f"load parameters of {name}"
+                config = parse(self._overrides[name], self._settings, source)
         except ConfigError as error:
             return [self._config_failed(name, str(error))]
         self._config_errors.pop(name, None)
-        present = model_versions(folder)
+        present = folders.model_versions(folder)
         current = self._models.get(name)
         serving_now = dict(current.versions) if current else {}
         missing = [version for version in (*config.extra_versions, *config.versions.specific) if version not in present]
         if missing:
-            path = folder / CONFIG_FILE
-            return [self._config_failed(name, f"{path}: version {missing[0]} is not in the repository")]
+            return [self._config_failed(name, f"{source}: version {missing[0]} is not in the repository")]
         wanted: dict[int, ServedModel] = {}
         failures: list[LoadError] = []
         extra = [version for version in config.extra_versions if version not in config.versions.specific]
@@ -271,7 +256,7 @@ class Repository:
             served.adopt(config)
             return served
         folder = self._settings.model_repository / name / str(version)
-        looks = _looks(folder), compute
+        looks = folders.looks(folder), compute
         if self._failed.get((name, version)) == looks:
             raise LoadError(self._states[name, version].reason, "unchanged")
         before = self._states.get((name, version))
@@ -315,42 +300,10 @@ class Repository:
         """Delete the versions beyond the highest `keep_versions` that are not served."""
         if not config.keep_versions:
             return
-        for version in set(model_versions(folder)[: -config.keep_versions]) - used:
-            trash = folder / f".trash-{version}"
+        for version in set(folders.model_versions(folder)[: -config.keep_versions]) - used:
             try:
-                (folder / str(version)).rename(trash)  # at once, so that no reader meets half a folder
-                await asyncio.to_thread(shutil.rmtree, trash)
+                await asyncio.to_thread(folders.delete_version, folder, version)
             except OSError as error:
                 log.warning("cannot delete %s version %d: %s", folder.name, version, error)
                 continue
             log.info("deleted %s version %d: keep_versions is %d", folder.name, version, config.keep_versions)
-
-
-def model_versions(folder: Path) -> list[int]:
-    """The versions of one model, ascending: folders with a number for a name, without leading zeros."""
-    if not folder.is_dir():
-        return []
-    return sorted(int(entry.name) for entry in folder.iterdir() if _VERSION_NAME.fullmatch(entry.name))
-
-
-def _looks(folder: Path) -> object:
-    """Changes when a version folder is replaced or mended."""
-    try:
-        return sorted((entry.name, entry.stat().st_mtime_ns, entry.stat().st_size) for entry in folder.iterdir())
-    except OSError as error:
-        return str(error)
-
-
-def _unit(text: str) -> float:
-    """A number in [0, 1) that depends on `text` alone, evenly spread."""
-    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") / 2**64
-
-
-def _pick(shares: Mapping[int, float], point: float) -> int:
-    """The key whose interval holds `point`, when [0, 1) is divided by `shares` in the order of the keys."""
-    threshold = point * sum(shares.values())
-    for version in sorted(shares):
-        threshold -= shares[version]
-        if threshold < 0:
-            return version
-    return max(version for version, share in shares.items() if share > 0)

@@ -1,4 +1,4 @@
-"""The training loop: Adam on the cross entropy of augmented whole batches, with a checkpoint after every epoch.
+"""The training loop: the cross entropy of augmented whole batches, with a checkpoint after every epoch.
 
 All randomness of a step comes from (seed, epoch, step), so that a run resumed anywhere ends, on a CPU with the same
 number of threads, with the very weights of an unbroken one.
@@ -17,7 +17,7 @@ from rich.console import Console
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from training import architectures, checkpoint
+from training import architectures, checkpoint, optimizers
 from training.augment import crop_and_flip
 from training.checkpoint import Checkpoint, EpochRecord, Position, Tensors
 from training.datasets import Dataset, LabelledImages
@@ -25,12 +25,14 @@ from training.errors import Interrupted, TrainingError
 from training.hardware import Compute
 from training.model import Classifier, channel_statistics
 from training.progress import TrainingDisplay
+from training.recipes import Recipe
 from training.run import RunSpec, require_same_run
 from training.seeds import derive
 from training.splits import stratified_holdout
 
 SHOW_EVERY = 10  # steps: reading the loss waits for the device
 EVALUATION_BATCH = 500
+PREPARATION_IMAGES = 5000
 
 # The number of the signal that asks training to stop, or 0.
 StopSignal = Callable[[], int]
@@ -38,12 +40,17 @@ StopSignal = Callable[[], int]
 
 @dataclass
 class State:
-    """All that changes while training. `totals` is float64 [2]: summed loss and hits of the current epoch."""
+    """All that changes while training.
+
+    `totals` is float64 [2]: summed loss and hits of the current epoch. `slow` are the averaged weights, if the recipe
+    averages.
+    """
 
     model: Classifier
-    optimizer: torch.optim.Adam
+    optimizer: torch.optim.Optimizer
     totals: Tensor
     best: Tensors
+    slow: Tensors
     position: Position
 
 
@@ -97,10 +104,12 @@ def _start(spec: RunSpec, train_images: LabelledImages) -> State:
     torch.manual_seed(derive(spec.recipe.seed, "weights"))
     network = architectures.build(spec.recipe.architecture, spec.recipe.image_shape, len(spec.classes))
     model = Classifier(network, *channel_statistics(train_images.images), spec.compute.memory_format)
+    sample = torch.from_numpy(train_images.images[:PREPARATION_IMAGES])
+    architectures.prepare(spec.recipe.architecture, network, model.normalise(sample))
     model = model.to(spec.compute.device)
-    optimizer = torch.optim.Adam(model.parameters(), lr=spec.recipe.learning_rate)
     totals = torch.zeros(2, dtype=torch.float64, device=spec.compute.device)
-    return State(model, optimizer, totals, {}, Position())
+    slow = {name: tensor.detach().clone() for name, tensor in model.state_dict().items() if spec.recipe.lookahead}
+    return State(model, optimizers.build(model, spec.recipe), totals, {}, slow, Position())
 
 
 def _to_device(split: LabelledImages, compute: Compute) -> DeviceImages:
@@ -117,7 +126,7 @@ def _train_epoch(
     state.model.train()
     started, before = time.perf_counter(), state.position.seconds
     for step in range(first_step, len(batches)):
-        _train_step(state, spec, data, batches[step], epoch, step)
+        _train_step(state, spec, data, batches[step], epoch, step, len(batches))
         seconds = time.perf_counter() - started
         state.position = replace(state.position, step=step + 1, seconds=before + seconds)
         if number := stop_signal():
@@ -139,26 +148,44 @@ def _batches(spec: RunSpec, epoch: int, data: DeviceImages) -> tuple[Tensor, ...
     return torch.split(order, spec.recipe.batch_size)
 
 
-def _train_step(state: State, spec: RunSpec, data: DeviceImages, batch: Tensor, epoch: int, step: int) -> None:
+def _train_step(
+    state: State, spec: RunSpec, data: DeviceImages, batch: Tensor, epoch: int, step: int, steps: int
+) -> None:
     recipe = spec.recipe
     generator = torch.Generator(spec.compute.device).manual_seed(derive(recipe.seed, "augment", epoch, step))
     torch.manual_seed(derive(recipe.seed, "dropout", epoch, step))  # dropout draws from torch's own generator
-    images = crop_and_flip(data.images[batch], recipe.crop_padding, recipe.flip, generator)
+    mirrored = _mirrored(recipe, data, batch, epoch) if recipe.alternate_flip else None
+    images = crop_and_flip(
+        data.images[batch], recipe.crop_padding, recipe.flip, generator, reflect=recipe.reflect, mirrored=mirrored
+    )
     labels = data.labels[batch]
     with spec.compute.autocast():
         logits = state.model(images)
-        loss = cross_entropy(logits, labels)
+        loss = cross_entropy(logits, labels, label_smoothing=recipe.label_smoothing)
+    done = (epoch * steps + step) / (recipe.epochs * steps)
+    optimizers.set_rate(state.optimizer, recipe, done)
     state.optimizer.zero_grad()
     loss.backward()  # type: ignore[no-untyped-call]
     state.optimizer.step()
+    if recipe.lookahead and (step + 1) % optimizers.LOOKAHEAD_EVERY == 0:
+        optimizers.look_ahead(state.model, state.slow, recipe.lookahead * done**3)
     with torch.no_grad():
         hits = (logits.argmax(1) == labels).sum()
         state.totals += torch.stack([loss.double() * len(batch), hits.double()])
 
 
+def _mirrored(recipe: Recipe, data: DeviceImages, batch: Tensor, epoch: int) -> Tensor:
+    """bool [n]: half of the images, drawn once for the run, in the even epochs, and the other half in the odd ones."""
+    generator = torch.Generator().manual_seed(derive(recipe.seed, "flip"))
+    first = torch.rand(len(data), generator=generator).to(batch.device) < 0.5
+    return first[batch] ^ bool(epoch % 2)
+
+
 def _finish_epoch(state: State, spec: RunSpec, training: DeviceImages, validation: DeviceImages) -> EpochRecord:
     """Validate, keep the weights if they are the best so far, and move to the start of the next epoch."""
     position = state.position
+    if spec.recipe.lookahead and position.epoch + 1 == spec.recipe.epochs:
+        optimizers.look_ahead(state.model, state.slow, 1.0)  # the run ends on the average
     loss, accuracy = (state.totals / len(training)).tolist()
     _require_finite(loss, position.epoch, position.step - 1)  # the position is that of the step to come
     validation_loss, validation_accuracy = _validate(state.model, spec.compute, validation)
@@ -201,6 +228,7 @@ def _require_finite(loss: float, epoch: int, step: int) -> None:
 def _save(run: Path, spec: RunSpec, state: State) -> None:
     tensors = {f"model.{name}": tensor for name, tensor in state.model.state_dict().items()}
     tensors |= {f"best.{name}": tensor for name, tensor in state.best.items()}
+    tensors |= {f"slow.{name}": tensor for name, tensor in state.slow.items()}
     for index, slots in state.optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer.{index}.{name}": tensor for name, tensor in slots.items()}
     checkpoint.save(run, Checkpoint(spec, state.position, {**tensors, "totals": state.totals}))
@@ -212,11 +240,13 @@ def _restore(state: State, spec: RunSpec, saved: Checkpoint) -> None:
     state.position = saved.position
     state.model.load_state_dict(part(saved.tensors, "model."))
     state.best = part(saved.tensors, "best.")
+    for name, tensor in part(saved.tensors, "slow.").items():
+        state.slow[name].copy_(tensor)
     state.totals.copy_(saved.tensors["totals"])
     optimizer_state = state.optimizer.state_dict()
-    for index, parameter in enumerate(state.model.parameters()):
+    for index, parameter in enumerate(optimizers.parameters_of(state.optimizer)):
         slots = part(saved.tensors, f"optimizer.{index}.")
-        # In the memory layout of the parameter, as Adam made them: mixed layouts would slow every step down.
+        # In the memory layout of the parameter, as the optimizer made them: mixed layouts would slow every step down.
         optimizer_state["state"][index] = {
             name: torch.empty_like(parameter).copy_(tensor) if tensor.ndim else tensor for name, tensor in slots.items()
         }

@@ -32,10 +32,13 @@ class Classifier(nn.Module):
 
     def forward(self, image: Tensor) -> Tensor:
         """uint8 [n, height, width, channels] to float logits [n, classes], divided by the temperature."""
-        normalised = (image.to(torch.float32) - self.mean) / self.std
-        pixels = normalised.permute(0, 3, 1, 2).contiguous(memory_format=self.memory_format)
-        logits: Tensor = self.network(pixels)
+        logits: Tensor = self.network(self.normalise(image))
         return logits / self.temperature
+
+    def normalise(self, image: Tensor) -> Tensor:
+        """uint8 [n, height, width, channels] to what the network takes: float32 [n, channels, height, width]."""
+        normalised = (image.to(torch.float32) - self.mean) / self.std
+        return normalised.permute(0, 3, 1, 2).contiguous(memory_format=self.memory_format)
 
 
 def channel_statistics(images: Pixels) -> tuple[Tensor, Tensor]:

@@ -16,8 +16,8 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 
+from service.folders import model_versions
 from service.manifest import MANIFEST_FILE, Manifest, ManifestError, TensorSpec, read_manifest
-from service.repository import model_versions
 from training.errors import TrainingError
 from training.export import Export
 from training.files import lock_folder, locked, sync_folder

@@ -165,6 +165,8 @@ def test_a_wrong_configuration_names_file_and_key_and_changes_nothing(models: Pa
             until(lambda key=key: key in server.log.read_text())
             assert str(models / "colours" / "config.toml") in server.log.read_text()
             assert ask(server) == 1
+            with triton.InferenceServerClient(server.target) as client:
+                assert client.is_server_ready()
         assert server.metric("cifarserve_load_failures_total", model="colours", reason="config") == 6
         configure(models, "max_batch_size = 2\n")
         with Client(server.target) as client:

@@ -16,7 +16,7 @@ from cifarserve.v1 import classifier_pb2 as pb
 from cifarserve.v1 import classifier_pb2_grpc as pb_grpc
 
 from service.client import Client, ClientError, Options, to_client_error
-from service.repository import model_versions
+from service.folders import model_versions
 from tests import colour_model
 from tests.integration.server_process import ServerProcess, serving
 

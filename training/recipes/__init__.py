@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from training.errors import TrainingError
-from training.recipes import tutorial
+from training.recipes import record, tutorial
 from training.recipes.recipe import Recipe
 
-RECIPES = {recipe.name: recipe for recipe in (tutorial.RECIPE,)}
+RECIPES = {recipe.name: recipe for recipe in (tutorial.RECIPE, record.RECIPE)}
 
 
 def named(name: str) -> Recipe:

@@ -15,18 +15,29 @@ def _setting(help_text: str, default: Any = dataclasses.MISSING) -> Any:
 
 @dataclass(frozen=True)
 class Recipe:
-    """Hyperparameters of one run: Adam at a constant rate on the cross entropy of augmented whole batches."""
+    """Hyperparameters of one run; the defaults are the plain ones."""
 
     name: str
     architecture: str = _setting("network to train, a name from training/architectures")
     image_shape: tuple[int, int, int] = _setting("height x width x channels of the model's input, as 32x32x3")
     epochs: int = _setting("passes over the training images")
     batch_size: int = _setting("images in a step")
-    learning_rate: float = _setting("step size of Adam")
+    learning_rate: float = _setting("step size at its highest")
     crop_padding: int = _setting("black pixels added on each side before a random crop back to size; 0 for no crop")
     flip: bool = _setting("mirror half of the images at random")
     validation_fraction: float = _setting("share of the training images held out to pick the epoch and calibrate")
     seed: int = _setting("source of all randomness: the same seed gives the same run", 0)
+    optimizer: str = _setting("adam, or sgd with Nesterov momentum", "adam")
+    momentum: float = _setting("of sgd", 0.0)
+    weight_decay: float = _setting("pull of the weights towards 0, times the learning rate", 0.0)
+    bias_rate: float = _setting("learning rate of the biases, as a multiple; they decay as fast as the rest", 1.0)
+    warm_up: float = _setting("share of the run in which the rate rises; then it falls to 0. Negative: constant", -1.0)
+    label_smoothing: float = _setting("share of the target spread over all classes", 0.0)
+    reflect: bool = _setting("pad with the image's own border instead of black", False)
+    alternate_flip: bool = _setting("mirror each image in every second epoch instead of at random", False)
+    lookahead: float = _setting(
+        "weight averaging every 5 steps: how much of the average stays at the end; 0: none", 0.0
+    )
 
     def __post_init__(self) -> None:
         """Raises TrainingError naming the first field whose value cannot be used."""
@@ -39,6 +50,14 @@ class Recipe:
             (0 <= self.crop_padding < min(height, width), "crop_padding", "from 0 to less than the image's side"),
             (0 < self.validation_fraction < 1, "validation_fraction", "between 0 and 1"),
             (0 <= self.seed < 2**63, "seed", "from 0 to 2^63 - 1"),
+            (self.optimizer in ("adam", "sgd"), "optimizer", "adam or sgd"),
+            (0 <= self.momentum < 1, "momentum", "from 0 to less than 1"),
+            (self.optimizer == "adam" or self.momentum > 0, "momentum", "above 0 with sgd"),
+            (self.weight_decay >= 0, "weight_decay", "at least 0"),
+            (self.bias_rate > 0, "bias_rate", "above 0"),
+            (self.warm_up < 1, "warm_up", "below 1"),
+            (0 <= self.label_smoothing < 1, "label_smoothing", "from 0 to less than 1"),
+            (0 <= self.lookahead < 1, "lookahead", "from 0 to less than 1"),
         )
         for holds, field, wanted in checks:
             if not holds:
