@@ -1,8 +1,9 @@
-"""The model that comes with the project: it is whole, and as good as its manifest says."""
+"""The versions that come with the project: each is whole, and as good as its manifest says."""
 
 from __future__ import annotations
 
 import os
+import shutil
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
@@ -14,13 +15,15 @@ from service.manifest import read_manifest, verify_files
 from tests.integration.server_process import ROOT, serving
 
 MODELS = ROOT / "models"
+VERSIONS = (1, 2)
 # CIFAR-10 as JPEG (quality 75), in ImageFolder layout; not part of the project.
 ARCHIVE = Path(os.environ.get("CIFARSERVE_TEST_DATA", ROOT.parent / "shared" / "data" / "cifar10-jpeg.tar.xz"))
 IMAGES_PER_REQUEST = 100
 
 
-def test_its_files_are_what_its_manifest_says() -> None:
-    (folder,) = (path for path in (MODELS / "cifar10").iterdir() if path.name == "1")
+@pytest.mark.parametrize("version", VERSIONS)
+def test_its_files_are_what_its_manifest_says(version: int) -> None:
+    folder = MODELS / "cifar10" / str(version)
     manifest = read_manifest(folder)
     verify_files(folder, manifest)
     assert manifest.labels == (
@@ -43,15 +46,22 @@ def pictures() -> Iterator[tuple[str, bytes]]:
 
 
 @pytest.mark.skipif(not ARCHIVE.exists(), reason=f"needs the pictures in {ARCHIVE}; CIFARSERVE_TEST_DATA names another")
-def test_the_served_model_has_the_accuracy_of_its_manifest_on_the_real_test_pictures(tmp_path: Path) -> None:
-    manifest = read_manifest(MODELS / "cifar10" / "1")
+@pytest.mark.parametrize("version", VERSIONS)
+def test_the_served_model_has_the_accuracy_of_its_manifest_on_the_real_test_pictures(
+    tmp_path: Path, version: int
+) -> None:
+    (tmp_path / "cifar10").mkdir()
+    shutil.copytree(MODELS / "cifar10" / str(version), tmp_path / "cifar10" / str(version))
+    manifest = read_manifest(tmp_path / "cifar10" / str(version))
     examples = list(pictures())
     assert len(examples) == manifest.evaluation["n"]
     batches = [examples[start : start + IMAGES_PER_REQUEST] for start in range(0, len(examples), IMAGES_PER_REQUEST)]
-    with serving(MODELS, tmp_path / "log") as server, Client(server.target, Options(timeout=200)) as client:
+    with serving(tmp_path, tmp_path / "log") as server, Client(server.target, Options(timeout=200)) as client:
         requests = ([data for _, data in batch] for batch in batches)
         answers = [
-            one for answer in client.classify_stream(requests, model="cifar10", version=1, top_k=1) for one in answer
+            one
+            for answer in client.classify_stream(requests, model="cifar10", version=version, top_k=1)
+            for one in answer
         ]
     right = sum(answer.best.label == label for answer, (label, _) in zip(answers, examples, strict=True))
     # Two in ten thousand: an image whose two best classes are equal to a few digits may fall either way.
