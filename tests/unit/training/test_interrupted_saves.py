@@ -5,6 +5,8 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
+import os
+import signal
 import subprocess
 import sys
 import time
@@ -35,34 +37,41 @@ from tests.unit.training.test_interrupted_saves import SPEC
 from training import checkpoint
 from training.checkpoint import Checkpoint, Position
 for step in itertools.count():
-    tensors = {name: torch.full((200_000,), step) for name in ("model.a", "model.b")}
+    tensors = {name: torch.full((1_000_000,), step) for name in ("model.a", "model.b")}
     checkpoint.save(Path(sys.argv[1]), Checkpoint(SPEC, Position(0, step), tensors))
     print(step, flush=True)
 """
 
 
-def wait_for_lines(path: Path, count: int, process: subprocess.Popen[bytes], seconds: float = 240) -> list[str]:
+def stop_with(run: Path, pattern: str, process: subprocess.Popen[bytes], seconds: float = 240) -> None:
+    """Halt the process at a moment when a file of this kind is there, however short such moments are."""
     deadline = time.monotonic() + seconds
-    while len(lines := path.read_text().splitlines()) < count:
+    while True:
+        assert time.monotonic() < deadline, f"no {pattern} within {seconds} s"
         assert process.poll() is None, "the process ended by itself"
-        assert time.monotonic() < deadline, f"{len(lines)} of {count} lines within {seconds} s"
-        time.sleep(0.001)
-    return lines
+        if any(run.glob(pattern)):
+            process.send_signal(signal.SIGSTOP)
+            os.waitpid(process.pid, os.WUNTRACED)
+            if any(run.glob(pattern)):
+                return
+            process.send_signal(signal.SIGCONT)
 
 
-@pytest.mark.parametrize("count", [1, 7])
-def test_a_process_killed_while_it_saves_leaves_a_whole_checkpoint(tmp_path: Path, count: int) -> None:
+@pytest.mark.parametrize("half_written", [".checkpoint-*.safetensors.tmp", ".checkpoint.json.tmp"])
+def test_a_process_killed_while_it_saves_leaves_a_whole_checkpoint(tmp_path: Path, half_written: str) -> None:
     run, output = tmp_path / "run", tmp_path / "output"
     with output.open("wb") as file:
         process = subprocess.Popen([sys.executable, "-c", SAVING, run], stdout=file, env=ENVIRONMENT)
     try:
-        wait_for_lines(output, count, process)
+        stop_with(run, checkpoint.FILE, process)  # one that is to be replaced
+        process.send_signal(signal.SIGCONT)
+        stop_with(run, half_written, process)
     finally:
         process.kill()
         process.wait()
-    last_said = int(output.read_text().split()[-1])
+    said = output.read_text().split()
     found = checkpoint.load(run)
-    assert found.position.step in (last_said, last_said + 1)
+    assert found.position.step in (len(said) - 1, len(said))  # the last one that it said, or the one it was at
     assert all((tensor == found.position.step).all() for tensor in found.tensors.values())
 
 
