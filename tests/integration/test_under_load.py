@@ -260,6 +260,9 @@ def test_sighup_swaps_a_new_version_in_under_load_without_a_failed_request(model
         threads = [threading.Thread(target=load, args=(server.target,)) for _ in range(8)]
         for thread in threads:
             thread.start()
+        patience = time.monotonic() + 30
+        while 1 not in seen and time.monotonic() < patience:
+            time.sleep(0.01)
         colour_model.publish(models, version=2, scale=scales[2])
         server.process.send_signal(signal.SIGHUP)
         deadline = time.monotonic() + 30
