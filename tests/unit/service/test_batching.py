@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from service import batching
 from service.batching import Answer, Batcher
 from service.engine import Engine, Outputs
 from service.errors import DeadlineExceeded, QueueFull, Unavailable
@@ -92,13 +93,15 @@ def run(model: Path, scenario: Scenario, max_queue_images: int = 100) -> Recorde
     return asyncio.run(main())
 
 
-async def classify(batcher: Batcher, images: np.ndarray, deadline: float | None = None) -> Answer:
+async def classify(batcher: Batcher, images: np.ndarray, deadline: float | None = None, priority: int = 0) -> Answer:
     with batcher.admit(len(images)) as request:
-        return await request.compute(images, deadline)
+        return await request.compute(images, deadline, priority)
 
 
-def start(batcher: Batcher, images: np.ndarray, deadline: float | None = None) -> asyncio.Task[Answer]:
-    return asyncio.create_task(classify(batcher, images, deadline))
+def start(
+    batcher: Batcher, images: np.ndarray, deadline: float | None = None, priority: int = 0
+) -> asyncio.Task[Answer]:
+    return asyncio.create_task(classify(batcher, images, deadline, priority))
 
 
 def assert_answers(answer: Answer, images: np.ndarray) -> None:
@@ -284,3 +287,37 @@ def test_closing_waits_for_a_request_that_is_still_being_decoded(model: Path) ->
         await closing
 
     run(model, scenario)
+
+
+def order_of_answers(model: Path, priorities: list[int], monkeypatch: pytest.MonkeyPatch, step: float) -> list[int]:
+    """The numbers of full-batch requests, sent one after the other, in the order in which they were answered."""
+    monkeypatch.setattr(batching, "PRIORITY_STEP", step)
+    images = colour_model.distinct(BATCH)
+    order: list[int] = []
+
+    async def scenario(batcher: Batcher, engine: HeldEngine, recorder: Recorder) -> None:
+        blocker = start(batcher, images[:1])
+        await engine.busy()
+        tasks = []
+        for number, priority in enumerate(priorities):
+            task = start(batcher, images, priority=priority)
+            task.add_done_callback(lambda _, number=number: order.append(number))
+            tasks.append(task)
+            await asyncio.sleep(0.02)
+        engine.let()
+        for task in tasks:
+            assert_answers(await task, images)
+        await blocker
+
+    run(model, scenario)
+    return order
+
+
+def test_a_higher_priority_leaves_the_queue_first(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # 1 is the highest; 0 is the default, 2; what is beyond 3 is 3.
+    assert order_of_answers(model, [3, 0, 9, 2, 1], monkeypatch, step=1000) == [4, 1, 3, 0, 2]
+
+
+def test_a_lower_priority_does_not_starve(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # A step is worth as much as waiting that long: with one of a millisecond, the older goes first all the same.
+    assert order_of_answers(model, [3, 2, 1], monkeypatch, step=0.001) == [0, 1, 2]
