@@ -14,7 +14,6 @@ import numpy as np
 from training.datasets import Dataset, LabelledImages
 from training.errors import DatasetError
 
-URL = "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz"
 MD5 = "c32a1d4ab5d03f1284b67883e8d87530"  # as published beside the archive
 FOLDER = "cifar-10-batches-bin"
 TRAIN_FILES = tuple(f"data_batch_{number}.bin" for number in range(1, 6))
@@ -57,10 +56,18 @@ def _parse(path: Path) -> LabelledImages:
     return LabelledImages(np.ascontiguousarray(planes.transpose(0, 2, 3, 1)), labels)
 
 
-def _download(folder: Path) -> None:
-    from torchvision.datasets.utils import download_and_extract_archive  # slow to import, and needed once
+def archive_url() -> str:
+    """Where the binary version is published: beside the Python version, whose address torchvision knows."""
+    from torchvision.datasets import CIFAR10  # slow to import, and needed once
 
+    return str(CIFAR10.url).replace("python", "binary")
+
+
+def _download(folder: Path) -> None:
+    from torchvision.datasets.utils import download_and_extract_archive
+
+    url = archive_url()
     try:
-        download_and_extract_archive(URL, str(folder), md5=MD5)
+        download_and_extract_archive(url, str(folder), md5=MD5)
     except (OSError, RuntimeError) as error:
-        raise DatasetError(f"CIFAR-10 could not be fetched from {URL}: {error}") from None
+        raise DatasetError(f"CIFAR-10 could not be fetched from {url}: {error}") from None

@@ -10,9 +10,11 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 
+import torch
 from rich.console import Console
 from rich.table import Table
 
+from service import cpu
 from service.manifest import MODEL_FILE
 from training import checkpoint, finished, gates, loop
 from training import export as exporting
@@ -90,6 +92,8 @@ def _train(arguments: argparse.Namespace, console: Console) -> tuple[Path, Datas
         f"training {recipe.architecture} on {dataset.name}: {len(dataset.train):,} + {len(dataset.test):,} images, "
         f"{len(dataset.classes)} classes, on {compute.device} in {compute.precision}, {compute.layout}; run {run}"
     )
+    # torch counts the host's cores, not those of the container's quota.
+    torch.set_num_threads(min(torch.get_num_threads(), cpu.usable_cores()))
     with _only_training_in(run), stop_requests() as stop_signal:
         position = loop.train(spec, dataset, run, resume=arguments.resume, stop_signal=stop_signal, console=console)
     best = position.best

@@ -79,7 +79,7 @@ def test_a_download_is_verified_by_its_checksum(folder: Path, tmp_path: Path, mo
     with tarfile.open(archive, "w:gz") as file:
         file.add(folder / cifar10.FOLDER, cifar10.FOLDER)
     with web_server(tmp_path) as address:
-        monkeypatch.setattr(cifar10, "URL", f"{address}/{archive.name}")
+        monkeypatch.setattr(cifar10, "archive_url", lambda: f"{address}/{archive.name}")
         with pytest.raises(DatasetError, match="could not be fetched"):
             cifar10.read_original(tmp_path / "wrong")
         assert not (tmp_path / "wrong" / cifar10.FOLDER).exists()

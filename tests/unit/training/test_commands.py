@@ -45,7 +45,7 @@ def test_training_leaves_a_checkpoint_and_says_what_comes_next(
     assert train(pictures, run) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == (
-        f"training tutorial on colours: 30 + 6 images, 3 classes, on cpu in fp32, contiguous; run {run}"
+        f"training tutorial on colours: 30 + 6 images, 3 classes, on cpu in fp32, channels_last; run {run}"
     )
     assert lines[1].startswith("epoch 1/1 done  loss ")
     assert lines[2].startswith("best: epoch 1, validation accuracy ")

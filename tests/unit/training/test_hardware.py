@@ -10,16 +10,12 @@ from training.errors import TrainingError
 from training.hardware import Compute, choose
 
 
-@pytest.mark.parametrize(
-    ("precision", "layout", "memory_format"),
-    [("fp32", "contiguous", torch.contiguous_format), ("bf16", "channels_last", torch.channels_last)],
-)
-def test_on_a_cpu_each_precision_has_its_faster_layout(
-    precision: str, layout: str, memory_format: torch.memory_format
-) -> None:
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_on_a_cpu_either_precision_has_the_faster_layout(precision: str) -> None:
     compute = choose("cpu", precision)
-    assert compute == Compute("cpu", precision, layout)
-    assert compute.memory_format is memory_format
+    assert compute == Compute("cpu", precision, "channels_last")
+    assert compute.memory_format is torch.channels_last
+    assert Compute("cpu", precision, "contiguous").memory_format is torch.contiguous_format
 
 
 def test_bf16_is_chosen_only_where_the_processor_computes_it() -> None:
