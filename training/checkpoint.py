@@ -21,7 +21,7 @@ from training.errors import CheckpointError, TrainingError
 from training.files import write_atomically, write_json
 from training.run import RunSpec
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2  # 1 numbered the optimizer's tensors in another order
 FILE = "checkpoint.json"
 Tensors = dict[str, Tensor]
 
