@@ -12,27 +12,20 @@ from importlib.metadata import version as package_version
 from typing import Any
 
 import grpc
-import numpy as np
 from google.rpc import status_pb2
 from inference import grpc_predict_v2_pb2 as pb
 from inference import grpc_predict_v2_pb2_grpc as pb_grpc
 
 from service import images, status, tensors
-from service.batching import Answer
-from service.classifier import top_classes
+from service import inference_messages as messages
 from service.errors import InvalidInput, ModelNotFound, ServiceError, Unavailable
 from service.frontend import Decode, Frontend, Timing, deadline_of
-from service.manifest import TensorSpec
-from service.metrics import Statistics
-from service.model_config import ModelConfig, VersionPolicy
 from service.repository import READY
 from service.serving import LoadError, ServedModel
 from service.streams import Streams
 
 _Context = grpc.aio.ServicerContext[Any, Any]
-PLATFORM = "onnx_onnxv1"
 EXTENSIONS = ("classification", "model_configuration", "model_repository", "schedule_policy", "statistics")
-_DATATYPES = {"uint8": ("UINT8", pb.TYPE_UINT8), "float32": ("FP32", pb.TYPE_FP32)}
 
 
 class OpenInference(pb_grpc.GRPCInferenceServiceServicer):
@@ -70,20 +63,22 @@ class OpenInference(pb_grpc.GRPCInferenceServiceServicer):
         return pb.ModelMetadataResponse(
             name=model.manifest.name,
             versions=[str(version) for version in versions],
-            platform=PLATFORM,
-            inputs=[_metadata(spec) for spec in model.manifest.inputs],
-            outputs=[_metadata(spec) for spec in model.manifest.outputs],
+            platform=messages.PLATFORM,
+            inputs=[messages.metadata_of(spec) for spec in model.manifest.inputs],
+            outputs=[messages.metadata_of(spec) for spec in model.manifest.outputs],
         )
 
     async def ModelConfig(self, request: pb.ModelConfigRequest, context: _Context) -> pb.ModelConfigResponse:  # noqa: N802
         model = await self._find_or_abort(request, context)
-        return pb.ModelConfigResponse(config=_config(model, self._frontend.repository.config(model.manifest.name)))
+        return pb.ModelConfigResponse(
+            config=messages.config_of(model, self._frontend.repository.config(model.manifest.name))
+        )
 
     async def ModelStatistics(  # noqa: N802
         self, request: pb.ModelStatisticsRequest, context: _Context
     ) -> pb.ModelStatisticsResponse:
         served = [await self._find_or_abort(request, context)] if request.name else self._frontend.repository.models()
-        return pb.ModelStatisticsResponse(model_stats=[_statistics(model) for model in served])
+        return pb.ModelStatisticsResponse(model_stats=[messages.statistics_of(model) for model in served])
 
     async def ModelInfer(self, request: pb.ModelInferRequest, context: _Context) -> pb.ModelInferResponse:  # noqa: N802
         reply = await self._answer(request, context, deadline_of(context))
@@ -181,7 +176,7 @@ class OpenInference(pb_grpc.GRPCInferenceServiceServicer):
             deadline = allowed if deadline is None else min(deadline, allowed)
         priority = tensors.number(request.parameters, "priority", "parameters") or 0
         answer = await self._frontend.classify(model, timing, request.inputs[0].name, content, deadline, priority)
-        return _reply(request, model, answer, wanted)
+        return messages.reply_to(request, model, answer, wanted)
 
 
 def _override(parameters: Any) -> dict[str, Any] | None:
@@ -230,91 +225,3 @@ def _decode(index: int, data: bytes, max_pixels: int, row: images.Pixels) -> Non
         row[:] = images.decode(data, (height, width, channels), max_pixels)
     except images.ImageError as error:
         raise InvalidInput(f"{tensors.PICTURES_INPUT}[{index}]", str(error)) from None
-
-
-def _reply(
-    request: pb.ModelInferRequest, model: ServedModel, answer: Answer, wanted: list[tensors.Wanted]
-) -> pb.ModelInferResponse:
-    manifest = model.manifest
-    reply = pb.ModelInferResponse(model_name=manifest.name, model_version=str(manifest.version), id=request.id)
-    raw = tensors.uses_raw_contents(request)
-    for output in wanted:
-        values = answer.probabilities if output.name == "probabilities" else answer.logits
-        tensor = reply.outputs.add(name=output.name)
-        if output.classes:
-            order, _ = top_classes(values, output.classes)
-            strings = tensors.classification(values, manifest.labels, order)
-            tensor.datatype = "BYTES"
-            tensor.shape.extend(strings.shape)
-            if raw:
-                reply.raw_output_contents.append(tensors.pack_bytes(strings))
-            else:
-                tensor.contents.bytes_contents.extend(strings.ravel())
-        else:
-            tensor.datatype = "FP32"
-            tensor.shape.extend(values.shape)
-            if raw:
-                reply.raw_output_contents.append(np.ascontiguousarray(values, "<f4").tobytes())
-            else:
-                tensor.contents.fp32_contents.extend(values.ravel().tolist())
-    return reply
-
-
-def _metadata(spec: TensorSpec) -> pb.ModelMetadataResponse.TensorMetadata:
-    datatype, _ = _DATATYPES[spec.dtype]
-    return pb.ModelMetadataResponse.TensorMetadata(name=spec.name, datatype=datatype, shape=spec.shape)
-
-
-def _config(model: ServedModel, config: ModelConfig) -> pb.ModelConfig:
-    manifest, engine = model.manifest, model.engine
-    on_gpu = engine.provider in ("CUDAExecutionProvider", "TensorrtExecutionProvider")
-    kind = pb.ModelInstanceGroup.KIND_GPU if on_gpu else pb.ModelInstanceGroup.KIND_CPU
-    return pb.ModelConfig(
-        name=manifest.name,
-        platform=PLATFORM,
-        backend="onnxruntime",
-        max_batch_size=engine.max_batch_size,
-        input=[pb.ModelInput(name=s.name, data_type=_DATATYPES[s.dtype][1], dims=s.shape[1:]) for s in manifest.inputs],
-        output=[
-            pb.ModelOutput(name=s.name, data_type=_DATATYPES[s.dtype][1], dims=s.shape[1:]) for s in manifest.outputs
-        ],
-        instance_group=[pb.ModelInstanceGroup(name=manifest.name, count=model.compute.instances, kind=kind)],
-        default_model_filename="model.onnx",
-        dynamic_batching=pb.ModelDynamicBatching(preferred_batch_size=engine.buckets),
-        version_policy=_version_policy(config.versions),
-    )
-
-
-def _version_policy(policy: VersionPolicy) -> pb.ModelVersionPolicy:
-    if policy.specific:
-        return pb.ModelVersionPolicy(specific=pb.ModelVersionPolicy.Specific(versions=policy.specific))
-    if policy.latest:
-        return pb.ModelVersionPolicy(latest=pb.ModelVersionPolicy.Latest(num_versions=policy.latest))
-    return pb.ModelVersionPolicy(all=pb.ModelVersionPolicy.All())
-
-
-def _duration(count: int, seconds: float) -> pb.StatisticDuration:
-    return pb.StatisticDuration(count=count, ns=round(seconds * 1e9))
-
-
-def _statistics(model: ServedModel) -> pb.ModelStatistics:
-    found: Statistics = model.metrics.statistics
-    return pb.ModelStatistics(
-        name=model.manifest.name,
-        version=str(model.manifest.version),
-        last_inference=round(found.last * 1e3),
-        inference_count=found.images,
-        execution_count=sum(batches for batches, _ in found.batches.values()),
-        inference_stats=pb.InferStatistics(
-            success=_duration(found.succeeded, found.success_seconds),
-            fail=_duration(found.failed, found.failure_seconds),
-            queue=_duration(found.computed, found.queue_seconds),
-            compute_input=_duration(found.computed, found.decode_seconds),
-            compute_infer=_duration(found.computed, found.compute_seconds),
-            compute_output=_duration(found.computed, found.reply_seconds),
-        ),
-        batch_stats=[
-            pb.InferBatchStatistics(batch_size=size, compute_infer=_duration(batches, seconds))
-            for size, (batches, seconds) in sorted(found.batches.items())
-        ],
-    )
