@@ -40,3 +40,26 @@ def crop_and_flip(
 def _reflect(places: Tensor, size: int) -> Tensor:
     """Places outside 0 to size - 1 turned back at the border, which is not repeated: -1 to 1, size to size - 2."""
     return (size - 1) - ((size - 1) - places.abs()).abs()
+
+
+def reduce(images: Tensor, side: int) -> Tensor:
+    """uint8 [n, height, width, channels] resized to `side` x `side`, antialiased."""
+    planes = images.movedim(-1, 1)
+    small = torch.nn.functional.interpolate(planes, (side, side), mode="bilinear", antialias=True)
+    return small.movedim(1, -1).contiguous()
+
+
+def cut_out(images: Tensor, side: int, generator: torch.Generator) -> Tensor:
+    """Blank a square of `side` pixels, mid grey, somewhere in each image of uint8 [n, height, width, channels].
+
+    From T. DeVries and G. Taylor, "Improved Regularization of Convolutional Neural Networks with Cutout" (2017); as in
+    airbench96, the square is always whole.
+    """
+    count, height, width, _ = images.shape
+    device = images.device
+    tops, lefts = (
+        torch.randint(size - side + 1, (count, 1), device=device, generator=generator) for size in (height, width)
+    )
+    rows, columns = torch.arange(height, device=device) - tops, torch.arange(width, device=device) - lefts
+    inside = ((rows >= 0) & (rows < side))[:, :, None] & ((columns >= 0) & (columns < side))[:, None, :]
+    return images.masked_fill(inside[..., None], 128)

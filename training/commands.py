@@ -25,7 +25,7 @@ from training.errors import CheckpointError, TrainingError
 from training.export import Export
 from training.files import lock_folder
 from training.finished import FinishedModel
-from training.hardware import Compute, choose
+from training.hardware import Compute, choose, keep_memory
 from training.recipes import Recipe, named
 from training.run import RunSpec, describe_run
 from training.signals import stop_requests
@@ -94,6 +94,7 @@ def _train(arguments: argparse.Namespace, console: Console) -> tuple[Path, Datas
     )
     # torch counts the host's cores, not those of the container's quota.
     torch.set_num_threads(min(torch.get_num_threads(), cpu.usable_cores()))
+    keep_memory()
     with _only_training_in(run), stop_requests() as stop_signal:
         position = loop.train(spec, dataset, run, resume=arguments.resume, stop_signal=stop_signal, console=console)
     best = position.best

@@ -18,12 +18,12 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from training import architectures, checkpoint, optimizers
-from training.augment import crop_and_flip
+from training.augment import crop_and_flip, cut_out, reduce
 from training.checkpoint import Checkpoint, EpochRecord, Position, Tensors
 from training.datasets import Dataset, LabelledImages
 from training.errors import Interrupted, TrainingError
 from training.hardware import Compute
-from training.model import Classifier, channel_statistics
+from training.model import Classifier, channel_statistics, freeze_first_bias
 from training.progress import TrainingDisplay
 from training.recipes import Recipe
 from training.run import RunSpec, require_same_run
@@ -42,24 +42,26 @@ StopSignal = Callable[[], int]
 class State:
     """All that changes while training.
 
-    `totals` is float64 [2]: summed loss and hits of the current epoch. `slow` are the averaged weights, if the recipe
-    averages.
+    `totals` is float64 [2]: summed loss and hits of the current epoch.
     """
 
     model: Classifier
     optimizer: torch.optim.Optimizer
     totals: Tensor
     best: Tensors
-    slow: Tensors
     position: Position
 
 
 @dataclass(frozen=True)
 class DeviceImages:
-    """`images` uint8 [n, h, w, c] and `labels` int64 [n], where training runs."""
+    """`images` uint8 [n, h, w, c] and `labels` int64 [n], where training runs.
+
+    `reduced` are the same images smaller, if the recipe begins on those.
+    """
 
     images: Tensor
     labels: Tensor
+    reduced: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -88,6 +90,8 @@ def train(
     if resume:
         _restore(state, spec, checkpoint.load(run))
     training = _to_device(train_images, spec.compute)
+    if spec.recipe.small_side:
+        training = replace(training, reduced=reduce(training.images, spec.recipe.small_side))
     validation = _to_device(validation_images, spec.compute)
     steps = math.ceil(len(training) / spec.recipe.batch_size)
     done = state.position.epoch * steps + state.position.step
@@ -108,8 +112,7 @@ def _start(spec: RunSpec, train_images: LabelledImages) -> State:
     architectures.prepare(spec.recipe.architecture, network, model.normalise(sample))
     model = model.to(spec.compute.device)
     totals = torch.zeros(2, dtype=torch.float64, device=spec.compute.device)
-    slow = {name: tensor.detach().clone() for name, tensor in model.state_dict().items() if spec.recipe.lookahead}
-    return State(model, optimizers.build(model, spec.recipe), totals, {}, slow, Position())
+    return State(model, optimizers.build(model, spec.recipe), totals, {}, Position())
 
 
 def _to_device(split: LabelledImages, compute: Compute) -> DeviceImages:
@@ -154,21 +157,24 @@ def _train_step(
     recipe = spec.recipe
     generator = torch.Generator(spec.compute.device).manual_seed(derive(recipe.seed, "augment", epoch, step))
     torch.manual_seed(derive(recipe.seed, "dropout", epoch, step))  # dropout draws from torch's own generator
+    done = (epoch * steps + step) / (recipe.epochs * steps)
+    source = data.reduced if data.reduced is not None and done < recipe.small_until else data.images
     mirrored = _mirrored(recipe, data, batch, epoch) if recipe.alternate_flip else None
-    images = crop_and_flip(
-        data.images[batch], recipe.crop_padding, recipe.flip, generator, reflect=recipe.reflect, mirrored=mirrored
-    )
+    scale = source.shape[1] / recipe.image_shape[0]
+    padding = round(recipe.crop_padding * scale)
+    images = crop_and_flip(source[batch], padding, recipe.flip, generator, reflect=recipe.reflect, mirrored=mirrored)
+    if recipe.cutout:
+        images = cut_out(images, round(recipe.cutout * scale), generator)
     labels = data.labels[batch]
+    if done >= recipe.frozen_from:
+        freeze_first_bias(state.model)
     with spec.compute.autocast():
         logits = state.model(images)
         loss = cross_entropy(logits, labels, label_smoothing=recipe.label_smoothing)
-    done = (epoch * steps + step) / (recipe.epochs * steps)
     optimizers.set_rate(state.optimizer, recipe, done)
     state.optimizer.zero_grad()
     loss.backward()  # type: ignore[no-untyped-call]
     state.optimizer.step()
-    if recipe.lookahead and (step + 1) % optimizers.LOOKAHEAD_EVERY == 0:
-        optimizers.look_ahead(state.model, state.slow, recipe.lookahead * done**3)
     with torch.no_grad():
         hits = (logits.argmax(1) == labels).sum()
         state.totals += torch.stack([loss.double() * len(batch), hits.double()])
@@ -184,8 +190,6 @@ def _mirrored(recipe: Recipe, data: DeviceImages, batch: Tensor, epoch: int) -> 
 def _finish_epoch(state: State, spec: RunSpec, training: DeviceImages, validation: DeviceImages) -> EpochRecord:
     """Validate, keep the weights if they are the best so far, and move to the start of the next epoch."""
     position = state.position
-    if spec.recipe.lookahead and position.epoch + 1 == spec.recipe.epochs:
-        optimizers.look_ahead(state.model, state.slow, 1.0)  # the run ends on the average
     loss, accuracy = (state.totals / len(training)).tolist()
     _require_finite(loss, position.epoch, position.step - 1)  # the position is that of the step to come
     validation_loss, validation_accuracy = _validate(state.model, spec.compute, validation)
@@ -228,7 +232,6 @@ def _require_finite(loss: float, epoch: int, step: int) -> None:
 def _save(run: Path, spec: RunSpec, state: State) -> None:
     tensors = {f"model.{name}": tensor for name, tensor in state.model.state_dict().items()}
     tensors |= {f"best.{name}": tensor for name, tensor in state.best.items()}
-    tensors |= {f"slow.{name}": tensor for name, tensor in state.slow.items()}
     for index, slots in state.optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer.{index}.{name}": tensor for name, tensor in slots.items()}
     checkpoint.save(run, Checkpoint(spec, state.position, {**tensors, "totals": state.totals}))
@@ -240,8 +243,6 @@ def _restore(state: State, spec: RunSpec, saved: Checkpoint) -> None:
     state.position = saved.position
     state.model.load_state_dict(part(saved.tensors, "model."))
     state.best = part(saved.tensors, "best.")
-    for name, tensor in part(saved.tensors, "slow.").items():
-        state.slow[name].copy_(tensor)
     state.totals.copy_(saved.tensors["totals"])
     optimizer_state = state.optimizer.state_dict()
     for index, parameter in enumerate(optimizers.parameters_of(state.optimizer)):

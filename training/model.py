@@ -54,3 +54,9 @@ def channel_statistics(images: Pixels) -> tuple[Tensor, Tensor]:
         means.append(mean)
         deviations.append(float(np.sqrt(weights @ (values - mean) ** 2)) or 1.0)
     return torch.tensor(means), torch.tensor(deviations)
+
+
+def freeze_first_bias(model: nn.Module) -> None:
+    """Stop learning the first layer's bias: behind frozen weights, nothing then needs a gradient that far down."""
+    biases = (parameter for name, parameter in model.named_parameters() if name.endswith("bias"))
+    next(biases).requires_grad_(False)

@@ -12,8 +12,6 @@ convolution takes a ReLU along for nothing.
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor, nn
 
@@ -21,7 +19,6 @@ KERNEL = 2
 WIDTHS = (64, 256, 256)
 # Of the moving statistics: small batches of few passes need quick ones.
 _BATCH_NORM_MOMENTUM = 0.4
-_LOGIT_SCALE = 1 / 9
 
 
 def build(image_shape: tuple[int, int, int], classes: int) -> nn.Module:
@@ -31,11 +28,11 @@ def build(image_shape: tuple[int, int, int], classes: int) -> nn.Module:
     whitening = nn.Conv2d(channels, whitened, KERNEL)
     whitening.weight.requires_grad = False
     sizes = (whitened, *WIDTHS)
-    groups = [_group(sizes[index], sizes[index + 1]) for index in range(len(WIDTHS))]
+    groups = [_Group(sizes[index], sizes[index + 1]) for index in range(len(WIDTHS))]
     head = nn.Linear(WIDTHS[-1], classes, bias=False)
-    return nn.Sequential(
-        whitening, nn.ReLU(), *groups, nn.MaxPool2d(_last_side(image_shape)), nn.Flatten(), head, _Scale()
-    )
+    with torch.no_grad():
+        head.weight.div_(head.weight.std())
+    return nn.Sequential(whitening, nn.ReLU(), *groups, nn.AdaptiveMaxPool2d(1), nn.Flatten(), head, _Scale())
 
 
 def prepare(network: nn.Module, pixels: Tensor) -> None:
@@ -61,14 +58,26 @@ class _Scale(nn.Module):
     """Keeps the first logits small, so that the first steps are."""
 
     def forward(self, logits: Tensor) -> Tensor:
-        return logits * _LOGIT_SCALE
+        return logits / WIDTHS[-1]
 
 
-def _group(inputs: int, outputs: int) -> nn.Sequential:
-    return nn.Sequential(
-        _convolution(inputs, outputs), nn.MaxPool2d(2), _batch_norm(outputs), nn.ReLU(),
-        _convolution(outputs, outputs), _batch_norm(outputs), nn.ReLU(),
-    )  # fmt: skip
+class _Group(nn.Sequential):
+    """Convolution, pooling, norm, ReLU; convolution, norm, ReLU."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__(
+            _convolution(inputs, outputs), nn.MaxPool2d(2), _batch_norm(outputs), nn.ReLU(),
+            _convolution(outputs, outputs), _batch_norm(outputs), nn.ReLU(),
+        )  # fmt: skip
+
+    def forward(self, images: Tensor) -> Tensor:
+        first, pool, first_norm, relu, second, second_norm, _ = self
+        images = first(images)
+        # A rising function of each channel may go before or after the maximum. Training takes the cheaper order; the
+        # other lets an exported graph fold the norm, and fuse the ReLU, into the convolution.
+        images = relu(first_norm(pool(images))) if self.training else pool(relu(first_norm(images)))
+        result: Tensor = relu(second_norm(second(images)))
+        return result
 
 
 def _convolution(inputs: int, outputs: int) -> nn.Conv2d:
@@ -85,9 +94,3 @@ def _batch_norm(channels: int) -> nn.BatchNorm2d:
     layer = nn.BatchNorm2d(channels, momentum=_BATCH_NORM_MOMENTUM)
     layer.weight.requires_grad = False
     return layer
-
-
-def _last_side(image_shape: tuple[int, int, int]) -> tuple[int, int]:
-    """Height and width after the whitening and the three poolings."""
-    height, width = (math.floor((side - KERNEL + 1) / 2 ** len(WIDTHS)) for side in image_shape[:2])
-    return height, width

@@ -27,17 +27,20 @@ class Recipe:
     flip: bool = _setting("mirror half of the images at random")
     validation_fraction: float = _setting("share of the training images held out to pick the epoch and calibrate")
     seed: int = _setting("source of all randomness: the same seed gives the same run", 0)
-    optimizer: str = _setting("adam, or sgd with Nesterov momentum", "adam")
+    optimizer: str = _setting("adam, sgd with Nesterov momentum, or muon (which is sgd but for filters)", "adam")
     momentum: float = _setting("of sgd", 0.0)
+    filter_momentum: float = _setting("of muon's filters", 0.0)
     weight_decay: float = _setting("pull of the weights towards 0, times the learning rate", 0.0)
     bias_rate: float = _setting("learning rate of the biases, as a multiple; they decay as fast as the rest", 1.0)
+    head_rate: float = _setting("learning rate of the last layer, likewise", 1.0)
     warm_up: float = _setting("share of the run in which the rate rises; then it falls to 0. Negative: constant", -1.0)
     label_smoothing: float = _setting("share of the target spread over all classes", 0.0)
     reflect: bool = _setting("pad with the image's own border instead of black", False)
     alternate_flip: bool = _setting("mirror each image in every second epoch instead of at random", False)
-    lookahead: float = _setting(
-        "weight averaging every 5 steps: how much of the average stays at the end; 0: none", 0.0
-    )
+    cutout: int = _setting("side of a square blanked at random in each image, in pixels; 0: none", 0)
+    small_side: int = _setting("side that images are reduced to in the first part of the run; 0: never", 0)
+    small_until: float = _setting("share of the run on reduced images", 0.0)
+    frozen_from: float = _setting("share of the run after which the first layer's bias stops learning", 1.0)
 
     def __post_init__(self) -> None:
         """Raises TrainingError naming the first field whose value cannot be used."""
@@ -50,14 +53,19 @@ class Recipe:
             (0 <= self.crop_padding < min(height, width), "crop_padding", "from 0 to less than the image's side"),
             (0 < self.validation_fraction < 1, "validation_fraction", "between 0 and 1"),
             (0 <= self.seed < 2**63, "seed", "from 0 to 2^63 - 1"),
-            (self.optimizer in ("adam", "sgd"), "optimizer", "adam or sgd"),
+            (self.optimizer in ("adam", "sgd", "muon"), "optimizer", "adam, sgd or muon"),
             (0 <= self.momentum < 1, "momentum", "from 0 to less than 1"),
-            (self.optimizer == "adam" or self.momentum > 0, "momentum", "above 0 with sgd"),
+            (self.optimizer == "adam" or self.momentum > 0, "momentum", "above 0 with sgd and muon"),
+            (0 <= self.filter_momentum < 1, "filter_momentum", "from 0 to less than 1"),
             (self.weight_decay >= 0, "weight_decay", "at least 0"),
             (self.bias_rate > 0, "bias_rate", "above 0"),
+            (self.head_rate > 0, "head_rate", "above 0"),
             (self.warm_up < 1, "warm_up", "below 1"),
             (0 <= self.label_smoothing < 1, "label_smoothing", "from 0 to less than 1"),
-            (0 <= self.lookahead < 1, "lookahead", "from 0 to less than 1"),
+            (0 <= self.cutout < min(height, width), "cutout", "from 0 to less than the image's side"),
+            (self.small_side == 0 or 16 <= self.small_side <= min(height, width), "small_side", "0, or 16 to the side"),
+            (0 <= self.small_until <= 1, "small_until", "from 0 to 1"),
+            (0 <= self.frozen_from <= 1, "frozen_from", "from 0 to 1"),
         )
         for holds, field, wanted in checks:
             if not holds:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 import torch
 
-from training.augment import crop_and_flip
+from training.augment import crop_and_flip, cut_out, reduce
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -78,3 +79,23 @@ def test_the_same_seed_draws_the_same() -> None:
     first, second, other = (crop_and_flip(images, 2, True, generator(seed)) for seed in (5, 5, 6))
     assert torch.equal(first, second)
     assert not torch.equal(first, other)
+
+
+def test_a_cut_out_square_is_whole_grey_and_anywhere() -> None:
+    images = torch.full((400, 8, 10, 3), 200, dtype=torch.uint8)
+    result = cut_out(images, 3, generator())
+    blanked = (result == 128).all(3)
+    assert (blanked.sum((1, 2)) == 9).all()
+    assert ((result == 200) | (result == 128)).all()
+    assert blanked.any(0).all()  # every place is hit by some square
+
+
+def test_reduced_images_keep_their_mean_and_layout() -> None:
+    images = torch.zeros((2, 32, 32, 3), dtype=torch.uint8)
+    images[0, :, :16, 1] = 240
+    result = reduce(images, 24)
+    assert result.shape == (2, 24, 24, 3)
+    assert result.dtype == torch.uint8
+    assert result[0, 5, 3].tolist() == [0, 240, 0]
+    assert result[0, :, :, 1].float().mean().item() == pytest.approx(120, abs=3)
+    assert not result[1].any()

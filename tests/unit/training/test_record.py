@@ -1,4 +1,4 @@
-"""The record network and its recipe: whitening, schedule, averaging, and runs that resume exactly."""
+"""The record network and its recipe: whitening, Muon, small images first, and runs that resume exactly."""
 
 from __future__ import annotations
 
@@ -31,7 +31,13 @@ def dataset() -> Dataset:
 @pytest.fixture(scope="module")
 def spec(dataset: Dataset) -> RunSpec:
     recipe = dataclasses.replace(
-        RECIPES["record"], image_shape=(SIZE, SIZE, 3), epochs=3, batch_size=8, validation_fraction=0.2
+        RECIPES["record"],
+        image_shape=(SIZE, SIZE, 3),
+        epochs=3,
+        batch_size=8,
+        validation_fraction=0.2,
+        small_side=16,
+        cutout=4,
     )
     return describe_run(recipe, Compute("cpu", "fp32", "contiguous"), dataset)
 
@@ -65,7 +71,7 @@ def test_it_learns_and_a_resumed_run_ends_with_the_weights_of_an_unbroken_one(
     unbroken = train(spec, dataset, tmp_path / "unbroken")
     assert unbroken.position.best is not None
     assert unbroken.position.best.validation_accuracy > 0.6  # by chance a third
-    left = iter([0] * 8)  # into the second epoch, past the first averaging
+    left = iter([0] * 8)  # into the second epoch
     with pytest.raises(Interrupted):
         loop.train(
             spec, dataset, tmp_path / "broken", resume=False, stop_signal=lambda: next(left, 2),
@@ -74,7 +80,7 @@ def test_it_learns_and_a_resumed_run_ends_with_the_weights_of_an_unbroken_one(
     loop.train(spec, dataset, tmp_path / "broken", resume=True, stop_signal=lambda: 0, console=Console(quiet=True))
     resumed = checkpoint.load(tmp_path / "broken")
     assert resumed.tensors.keys() == unbroken.tensors.keys()
-    assert any(name.startswith("slow.") for name in resumed.tensors)
+    assert any(name.endswith("momentum_buffer") for name in resumed.tensors)
     assert all(torch.equal(tensor, resumed.tensors[name]) for name, tensor in unbroken.tensors.items())
 
 
@@ -87,31 +93,88 @@ def test_it_is_exported_like_the_others(spec: RunSpec, dataset: Dataset, tmp_pat
     assert exported.parity[0].agreement == 1.0
 
 
-@pytest.mark.parametrize(("progress", "factor"), [(0.0, 0.2), (0.1, 0.6), (0.2, 1.0), (0.6, 0.535), (1.0, 0.07)])
-def test_the_rate_rises_to_its_highest_and_falls_to_almost_nothing(progress: float, factor: float) -> None:
+@pytest.mark.parametrize(("progress", "factor"), [(0.0, 0.2), (0.1, 0.6), (0.2, 1.0), (0.6, 0.5), (1.0, 0.0)])
+def test_the_rate_rises_to_its_highest_and_falls_to_nothing(progress: float, factor: float) -> None:
     assert optimizers.rate_factor(0.2, progress) == pytest.approx(factor)
     assert optimizers.rate_factor(-1, progress) == 1.0
 
 
-def test_biases_have_their_own_rate_and_the_same_decay() -> None:
-    network = torch.nn.Linear(3, 2)
-    recipe: Recipe = dataclasses.replace(RECIPES["record"], learning_rate=0.5, bias_rate=4.0, weight_decay=0.01)
-    optimizer = optimizers.build(network, recipe)
-    weights, biases = optimizer.param_groups
-    assert (weights["params"], biases["params"]) == ([network.weight], [network.bias])
-    assert (weights["lr"], biases["lr"]) == (0.5, 2.0)
-    assert weights["lr"] * weights["weight_decay"] == pytest.approx(biases["lr"] * biases["weight_decay"])
+def test_biases_and_head_have_their_own_rates_and_the_same_decay() -> None:
+    network = torch.nn.Sequential(torch.nn.Conv2d(1, 2, 3), torch.nn.Flatten(), torch.nn.Linear(2, 2, bias=False))
+    recipe: Recipe = dataclasses.replace(
+        RECIPES["record"], learning_rate=0.5, bias_rate=4.0, head_rate=3.0, weight_decay=0.01
+    )
+    body, head, biases = optimizers.build(network, recipe).param_groups
+    assert body["params"][0] is network[0].weight
+    assert head["params"][0] is network[2].weight
+    assert biases["params"][0] is network[0].bias
+    assert [group["lr"] for group in (body, head, biases)] == [0.5, 1.5, 2.0]
+    decays = [group["lr"] * group["weight_decay"] for group in (body, head, biases)]
+    assert decays == pytest.approx([0.005] * 3)
 
 
-def test_looking_ahead_averages_and_ends_on_the_average() -> None:
-    network = torch.nn.Linear(1, 1, bias=False)
-    torch.nn.init.constant_(network.weight, 4.0)
-    slow = {"weight": torch.zeros(1, 1)}
-    optimizers.look_ahead(network, slow, 0.75)
-    assert slow["weight"].item() == network.weight.item() == 1.0
-    torch.nn.init.constant_(network.weight, 9.0)
-    optimizers.look_ahead(network, slow, 1.0)
-    assert network.weight.item() == 1.0
+@pytest.mark.parametrize("shape", [(6, 20), (20, 6), (8, 8)])
+def test_orthogonalising_brings_every_singular_value_near_to_one(shape: tuple[int, int]) -> None:
+    matrix = torch.randn(shape, generator=torch.Generator().manual_seed(3))
+    before, after = torch.linalg.svd(matrix), torch.linalg.svd(optimizers.orthogonalise(matrix))
+    strong = (before.S / before.S[0]) > 0.2
+    assert after.S[strong[: len(after.S)]].min() > 0.4
+    assert after.S.max() < 1.35
+    left = before.U[:, :1].T @ optimizers.orthogonalise(matrix) @ before.Vh[:1].T
+    assert left.item() > 0.6  # in the same direction, not just of the same size
+
+
+def test_muon_steps_everything_but_filters_as_torchs_nesterov_sgd_does() -> None:
+    recipe = dataclasses.replace(RECIPES["record"], learning_rate=0.1, bias_rate=2.0, head_rate=0.5, weight_decay=0.1)
+    networks = [torch.nn.Linear(5, 3), torch.nn.Linear(5, 3)]
+    networks[1].load_state_dict(networks[0].state_dict())
+    chosen = [
+        optimizers.build(networks[0], recipe),
+        optimizers.build(networks[1], dataclasses.replace(recipe, optimizer="sgd")),
+    ]
+    inputs = torch.randn(4, 5, generator=torch.Generator().manual_seed(1))
+    for _ in range(3):
+        for network, optimizer in zip(networks, chosen, strict=True):
+            optimizer.zero_grad()
+            network(inputs).square().mean().backward()
+            optimizer.step()
+    for ours, theirs in zip(networks[0].parameters(), networks[1].parameters(), strict=True):
+        assert torch.allclose(ours, theirs, atol=1e-6)
+
+
+def test_muon_keeps_the_norm_of_filters_and_goes_down() -> None:
+    network = torch.nn.Conv2d(2, 4, 3, bias=False)
+    optimizer = optimizers.build(network, RECIPES["record"])
+    optimizers.set_rate(optimizer, RECIPES["record"], 0.5)
+    images = torch.randn(8, 2, 6, 6, generator=torch.Generator().manual_seed(2))
+    losses = []
+    for _ in range(20):
+        optimizer.zero_grad()
+        loss = (network(images) - 1).square().mean()
+        losses.append(loss.item())
+        loss.backward()
+        optimizer.step()
+    assert losses[-1] < losses[1]
+    assert 1.0 < network.weight.norm().item() < 3.0  # 2 before each step
+
+
+def test_training_and_evaluation_take_pooling_and_norm_in_another_order_to_the_same_end() -> None:
+    group = architectures.build("record", (32, 32, 3), 10)[2]  # type: ignore[index]
+    images = torch.randn(16, 24, 15, 15, generator=torch.Generator().manual_seed(4))
+    norms = [module for module in group.modules() if isinstance(module, torch.nn.BatchNorm2d)]
+    for norm in norms:
+        norm.momentum = 1.0
+    group.train()(images)
+    for norm in norms:  # as in evaluation, whatever the mode
+        norm.eval()
+    trained = group(images)
+    assert torch.allclose(trained, group.eval()(images), atol=1e-5)
+
+
+def test_the_first_bias_stops_learning_when_the_recipe_says(spec: RunSpec, dataset: Dataset, tmp_path: Path) -> None:
+    frozen = dataclasses.replace(spec, recipe=dataclasses.replace(spec.recipe, frozen_from=0.0))
+    assert not train(frozen, dataset, tmp_path / "frozen").tensors["model.network.0.bias"].any()
+    assert train(spec, dataset, tmp_path / "free").tensors["model.network.0.bias"].any()
 
 
 def test_reflection_turns_the_border_over_and_invents_nothing() -> None:
