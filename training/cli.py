@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from training.errors import TrainingError
+from training.picture_files import DEFAULT_MAX_BROKEN
 from training.recipes import RECIPES, Recipe
 
 EXIT_CODES = """\
@@ -91,6 +92,7 @@ def _add_train_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--data-name", metavar="NAME", help="what the manifest calls the data; the name of the folder if not given"
     )
+    _add_broken_flag(parser)
     parser.add_argument("--resume", action="store_true", help="go on from the checkpoint in --run")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), help="where to train (auto)")
     parser.add_argument(
@@ -101,6 +103,27 @@ def _add_train_flags(parser: argparse.ArgumentParser) -> None:
     for field in dataclasses.fields(Recipe):
         if "help" in field.metadata:
             recipe.add_argument("--" + field.name.replace("_", "-"), help=field.metadata["help"], **_flag(field.type))
+
+
+def _add_broken_flag(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--max-broken",
+        type=_count_or_share,
+        default=DEFAULT_MAX_BROKEN,
+        metavar="LIMIT",
+        help="broken pictures to leave out before the data is refused: a count (20) or a share (0.01, the default). "
+        "They are listed, here and in the manifest",
+    )
+
+
+def _count_or_share(text: str) -> int | float:
+    value = float(text) if "." in text else int(text)
+    if value < 0 or (isinstance(value, float) and not value <= 1):
+        raise argparse.ArgumentTypeError(f"must be a count, as 20, or a share from 0.0 to 1.0, is {text}")
+    return value
+
+
+_count_or_share.__name__ = "count or share"
 
 
 def _flag(annotation: object) -> dict[str, Any]:

@@ -19,18 +19,21 @@ from service.manifest import MODEL_FILE
 from training import checkpoint, finished, gates, loop
 from training import export as exporting
 from training import publish as publishing
-from training.cifar10 import read_original
-from training.datasets import Dataset, ImageShape, read_pictures
-from training.errors import CheckpointError, TrainingError
+from training.cifar10 import in_shape, read_original
+from training.datasets import Dataset, ImageShape, listed, read_pictures
+from training.errors import CheckpointError
 from training.export import Export
 from training.files import lock_folder
 from training.finished import FinishedModel
 from training.hardware import Compute, choose
+from training.picture_files import BrokenLimit
 from training.recipes import Recipe, named
 from training.run import RunSpec, describe_run
 from training.signals import stop_requests
 
 CIFAR10 = "cifar10"
+# For data of a run: how many pictures were broken was settled when it began, and the fingerprint tells a change.
+KNOWN_DATA = 1.0
 
 
 def train(arguments: argparse.Namespace) -> None:
@@ -86,7 +89,10 @@ def _console() -> Console:
 def _train(arguments: argparse.Namespace, console: Console) -> tuple[Path, Dataset]:
     """Train, or go on, as the flags say; gives the run folder and the data that was loaded for it."""
     recipe, compute, run = _settings(arguments)
-    dataset = read_data(*_data(arguments), recipe.image_shape, arguments.download_folder)
+    max_broken = KNOWN_DATA if arguments.resume else arguments.max_broken
+    dataset = read_data(*_data(arguments), recipe.image_shape, arguments.download_folder, max_broken)
+    if dataset.skipped:
+        console.print(f"skipped {len(dataset.skipped)} broken pictures: {listed(dataset.skipped)}", markup=False)
     spec = describe_run(recipe, compute, dataset)
     console.print(
         f"training {recipe.architecture} on {dataset.name}: {len(dataset.train):,} + {len(dataset.test):,} images, "
@@ -146,20 +152,19 @@ def _data(arguments: argparse.Namespace) -> tuple[str, str | None]:
     return arguments.data or CIFAR10, arguments.data_name
 
 
-def read_data(source: str, name: str | None, shape: ImageShape, download_folder: Path) -> Dataset:
+def read_data(
+    source: str, name: str | None, shape: ImageShape, download_folder: Path, max_broken: BrokenLimit
+) -> Dataset:
     """Read "cifar10" or a path. Raises TrainingError."""
     if source != CIFAR10:
-        return read_pictures(Path(source), shape, name)
-    dataset = read_original(download_folder)
-    if shape != dataset.train.images.shape[1:]:
-        raise TrainingError(f"cifar10 is 32x32x3, the recipe's image_shape is {'x'.join(map(str, shape))}")
-    return dataset
+        return read_pictures(Path(source), shape, name, max_broken)
+    return in_shape(read_original(download_folder), shape)
 
 
 def _run_data(spec: RunSpec, arguments: argparse.Namespace) -> Dataset:
     """The data that a run was trained on, from where it lay then or where --data says it is now."""
     source = arguments.data or spec.source
-    return read_data(source, spec.dataset, spec.recipe.image_shape, arguments.download_folder)
+    return read_data(source, spec.dataset, spec.recipe.image_shape, arguments.download_folder, KNOWN_DATA)
 
 
 def _evaluate(run: Path, dataset: Dataset, weights: str, console: Console) -> FinishedModel:
