@@ -19,6 +19,7 @@ from service.manifest import MODEL_FILE
 from training import checkpoint, finished, gates, loop
 from training import export as exporting
 from training import publish as publishing
+from training.checkpoint import Position
 from training.cifar10 import in_shape, read_original
 from training.datasets import Dataset, ImageShape, listed, read_pictures
 from training.errors import CheckpointError
@@ -38,7 +39,7 @@ KNOWN_DATA = 1.0
 
 def train(arguments: argparse.Namespace) -> None:
     """Train, or go on, and leave the checkpoint."""
-    console = _console()
+    console = new_console()
     run, _ = _train(arguments, console)
     console.print(f"next: cifarserve evaluate --run {run}")
 
@@ -47,7 +48,7 @@ def evaluate(arguments: argparse.Namespace) -> None:
     """Turn the best epoch of a run into a finished model, and show how good it is."""
     saved = checkpoint.load(arguments.run)
     dataset = _run_data(saved.spec, arguments)
-    console = _console()
+    console = new_console()
     _evaluate(arguments.run, dataset, arguments.weights, console)
     console.print(f"next: cifarserve export --run {arguments.run}")
 
@@ -56,7 +57,7 @@ def export(arguments: argparse.Namespace) -> None:
     """Write the ONNX file of a finished model, if it gives PyTorch's answers."""
     model = finished.load(arguments.run)
     dataset = _run_data(model.spec, arguments)
-    console = _console()
+    console = new_console()
     _export(arguments.run, model, dataset, console)
     console.print(f"next: cifarserve publish --run {arguments.run}")
 
@@ -64,12 +65,12 @@ def export(arguments: argparse.Namespace) -> None:
 def publish(arguments: argparse.Namespace) -> None:
     """Put an exported model into the repository. No gate: whoever publishes by hand has decided."""
     model, exported = finished.load(arguments.run), exporting.load(arguments.run)
-    _publish(arguments, arguments.run, model, exported, _console())
+    _publish(arguments, arguments.run, model, exported, new_console())
 
 
 def retrain(arguments: argparse.Namespace) -> None:
     """The whole way from pictures to a published version, unless a gate refuses."""
-    console = _console()
+    console = new_console()
     publishing.check_name(arguments.name)  # before the hours of training
     run, dataset = _train(arguments, console)
     model = _evaluate(run, dataset, arguments.weights, console)
@@ -82,7 +83,7 @@ def retrain(arguments: argparse.Namespace) -> None:
     _publish(arguments, run, model, exported, console)
 
 
-def _console() -> Console:
+def new_console() -> Console:
     return Console(highlight=False, soft_wrap=True)
 
 
@@ -98,14 +99,19 @@ def _train(arguments: argparse.Namespace, console: Console) -> tuple[Path, Datas
         f"training {recipe.architecture} on {dataset.name}: {len(dataset.train):,} + {len(dataset.test):,} images, "
         f"{len(dataset.classes)} classes, on {compute.device} in {compute.precision}, {compute.layout}; run {run}"
     )
-    # torch counts the host's cores, not those of the container's quota.
-    torch.set_num_threads(min(torch.get_num_threads(), cpu.usable_cores()))
-    with _only_training_in(run), stop_requests() as stop_signal:
-        position = loop.train(spec, dataset, run, resume=arguments.resume, stop_signal=stop_signal, console=console)
+    position = train_run(spec, dataset, run, resume=arguments.resume, console=console)
     best = position.best
     if best:
         console.print(f"best: epoch {best.epoch}, validation accuracy {best.validation_accuracy:.2%}")
     return run, dataset
+
+
+def train_run(spec: RunSpec, dataset: Dataset, run: Path, *, resume: bool, console: Console) -> Position:
+    """Train to the end, alone in the folder `run`, with Ctrl-C and SIGTERM heard. Raises what `loop.train` raises."""
+    # torch counts the host's cores, not those of the container's quota.
+    torch.set_num_threads(min(torch.get_num_threads(), cpu.usable_cores()))
+    with _only_training_in(run), stop_requests() as stop_signal:
+        return loop.train(spec, dataset, run, resume=resume, stop_signal=stop_signal, console=console)
 
 
 @contextmanager
