@@ -7,11 +7,13 @@ fetch that one, and its records are parsed here.
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
 
-from training.datasets import Dataset, LabelledImages
+from service.images import from_raw
+from training.datasets import Dataset, ImageShape, LabelledImages
 from training.errors import DatasetError
 
 MD5 = "c32a1d4ab5d03f1284b67883e8d87530"  # as published beside the archive
@@ -31,6 +33,19 @@ def read_original(folder: Path) -> Dataset:
     return Dataset(
         "CIFAR-10", "cifar10", CLASSES, read_batches(batches, TRAIN_FILES), read_batches(batches, TEST_FILES)
     )
+
+
+def in_shape(dataset: Dataset, shape: ImageShape) -> Dataset:
+    """The same images in another size, or in grey, as the server would bring them there."""
+
+    def fitted(part: LabelledImages) -> LabelledImages:
+        height, width, _ = part.images.shape[1:]
+        images = [from_raw(image.tobytes(), width, height, shape) for image in part.images]
+        return LabelledImages(np.stack(images), part.labels)
+
+    if dataset.train.images.shape[1:] == shape:
+        return dataset
+    return dataclasses.replace(dataset, train=fitted(dataset.train), test=fitted(dataset.test))
 
 
 def read_batches(folder: Path, names: tuple[str, ...]) -> LabelledImages:

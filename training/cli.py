@@ -1,7 +1,7 @@
-"""The training commands of `cifarserve`: train, evaluate, export, publish, retrain.
+"""The training commands of `cifarserve`: train, evaluate, export, publish, retrain, reproduce.
 
-Flags are parsed here, the work is done by `training.commands`, which is imported when a command runs: `--help` and
-the server must not wait for torch, nor need it.
+Flags are parsed here, the work is done by `training.commands` and `training.reproduce`, which are imported when a
+command runs: `--help` and the server must not wait for torch, nor need it.
 """
 
 from __future__ import annotations
@@ -15,6 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from training.errors import TrainingError
+from training.lineage import LINEAGE
+from training.picture_files import DEFAULT_MAX_BROKEN
 from training.recipes import RECIPES, Recipe
 
 EXIT_CODES = """\
@@ -25,13 +27,23 @@ exit codes:
   4    the exported model does not give PyTorch's answers
   130  stopped by Ctrl-C with a checkpoint (143: by SIGTERM); --resume goes on
 """
+NETWORKS = """\
+networks, each with a recipe of its name:
+  tutorial, record   for CIFAR-10 and pictures like it; record is what is shipped
+  scratch, simple    smaller ones, for comparison with published figures; simple takes MNIST too
+  mnist              for grey digits of 28x28
+  numpy              one convolution, computed forward and backward by NumPy (training/from_scratch)
+What a convolution does to a picture, docs/images/filters.png shows with seven named filters: identity, three edge
+kernels, sharpen, box blur, Gaussian blur. docs/training.md has it all.
+
+"""
 
 Subparsers = Any  # argparse's own class for this is private
 
 
 def add_subcommands(subparsers: Subparsers) -> None:
-    """Define the five commands. Each sets `func`, which takes the parsed arguments and returns the exit code."""
-    train = _add(subparsers, "train", "train a network and leave a checkpoint in its run folder")
+    """Define the six commands. Each sets `func`, which takes the parsed arguments and returns the exit code."""
+    train = _add(subparsers, "train", "train a network and leave a checkpoint in its run folder", NETWORKS + EXIT_CODES)
     _add_data_flags(train)
     _add_train_flags(train)
     evaluate = _add(subparsers, "evaluate", "round the weights, fit the temperature, measure on the test split")
@@ -50,14 +62,16 @@ def add_subcommands(subparsers: Subparsers) -> None:
     _add_evaluate_flags(retrain)
     _add_publish_flags(retrain)
     _add_gate_flags(retrain)
+    reproduce = _add(subparsers, "reproduce", "train all networks of the lineage and compare with published figures")
+    _add_reproduce_flags(reproduce)
 
 
-def _add(subparsers: Subparsers, name: str, summary: str) -> argparse.ArgumentParser:
+def _add(subparsers: Subparsers, name: str, summary: str, epilog: str = EXIT_CODES) -> argparse.ArgumentParser:
     parser: argparse.ArgumentParser = subparsers.add_parser(
         name,
         help=summary,
         description=summary[0].upper() + summary[1:] + ".",
-        epilog=EXIT_CODES,
+        epilog=epilog,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.set_defaults(func=functools.partial(_run, name))
@@ -81,6 +95,10 @@ def _add_data_flags(parser: argparse.ArgumentParser) -> None:
         help="cifar10 (the original, downloaded; the default), or a folder or tar archive of pictures: "
         "<class>/<picture>, or train/<class>/<picture> and test/<class>/<picture>",
     )
+    _add_download_flag(parser)
+
+
+def _add_download_flag(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--download-folder", type=Path, default=Path("data"), metavar="FOLDER", help="where cifar10 is kept (data)"
     )
@@ -91,6 +109,7 @@ def _add_train_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--data-name", metavar="NAME", help="what the manifest calls the data; the name of the folder if not given"
     )
+    _add_broken_flag(parser)
     parser.add_argument("--resume", action="store_true", help="go on from the checkpoint in --run")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), help="where to train (auto)")
     parser.add_argument(
@@ -101,6 +120,27 @@ def _add_train_flags(parser: argparse.ArgumentParser) -> None:
     for field in dataclasses.fields(Recipe):
         if "help" in field.metadata:
             recipe.add_argument("--" + field.name.replace("_", "-"), help=field.metadata["help"], **_flag(field.type))
+
+
+def _add_broken_flag(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--max-broken",
+        type=_count_or_share,
+        default=DEFAULT_MAX_BROKEN,
+        metavar="LIMIT",
+        help="broken pictures to leave out before the data is refused: a count (20) or a share (0.01, the default). "
+        "They are listed, here and in the manifest",
+    )
+
+
+def _count_or_share(text: str) -> int | float:
+    value = float(text) if "." in text else int(text)
+    if value < 0 or (isinstance(value, float) and not value <= 1):
+        raise argparse.ArgumentTypeError(f"must be a count, as 20, or a share from 0.0 to 1.0, is {text}")
+    return value
+
+
+_count_or_share.__name__ = "count or share"
 
 
 def _flag(annotation: object) -> dict[str, Any]:
@@ -150,6 +190,30 @@ def _add_gate_flags(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def _add_reproduce_flags(parser: argparse.ArgumentParser) -> None:
+    networks = sorted({entry.recipe for entry in LINEAGE})
+    parser.add_argument(
+        "--data",
+        metavar="SOURCE",
+        help="for the networks of CIFAR-10: cifar10 (the original, downloaded), or a folder or tar archive of pictures",
+    )
+    parser.add_argument("--data-name", metavar="NAME", help="what the table calls these; else the folder's name")
+    _add_download_flag(parser)
+    parser.add_argument("--mnist", metavar="SOURCE", help="for those of MNIST: a folder or tar archive of pictures")
+    parser.add_argument("--mnist-name", default="MNIST", metavar="NAME", help="what the table calls these (MNIST)")
+    parser.add_argument("--only", nargs="+", choices=networks, default=networks, help="these networks (all)")
+    parser.add_argument(
+        "--runs",
+        type=Path,
+        default=Path("runs/lineage"),
+        metavar="FOLDER",
+        help="where each network gets its run folder, and the table is written (runs/lineage). Networks that are "
+        "done there are not trained again",
+    )
+    _add_broken_flag(parser)
+    _add_evaluate_flags(parser)
+
+
 def _fraction(text: str) -> float:
     value = float(text)
     if not 0 <= value <= 1:
@@ -160,11 +224,12 @@ def _fraction(text: str) -> float:
 def _run(command: str, arguments: argparse.Namespace) -> int:
     try:
         from training.commands import COMMANDS
+        from training.reproduce import reproduce
     except ModuleNotFoundError as error:
         print(f"cifarserve {command}: {error}; training needs: pip install 'cifarserve[cpu,train]'", file=sys.stderr)
         return TrainingError.exit_code
     try:
-        COMMANDS[command](arguments)
+        {**COMMANDS, "reproduce": reproduce}[command](arguments)
     except TrainingError as error:
         print(f"cifarserve {command}: {error}", file=sys.stderr)
         return error.exit_code

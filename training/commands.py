@@ -19,23 +19,27 @@ from service.manifest import MODEL_FILE
 from training import checkpoint, finished, gates, loop
 from training import export as exporting
 from training import publish as publishing
-from training.cifar10 import read_original
-from training.datasets import Dataset, ImageShape, read_pictures
-from training.errors import CheckpointError, TrainingError
+from training.checkpoint import Position
+from training.cifar10 import in_shape, read_original
+from training.datasets import Dataset, ImageShape, listed, read_pictures
+from training.errors import CheckpointError
 from training.export import Export
 from training.files import lock_folder
 from training.finished import FinishedModel
 from training.hardware import Compute, choose, keep_memory
+from training.picture_files import BrokenLimit
 from training.recipes import Recipe, named
 from training.run import RunSpec, describe_run
 from training.signals import stop_requests
 
 CIFAR10 = "cifar10"
+# For data of a run: how many pictures were broken was settled when it began, and the fingerprint tells a change.
+KNOWN_DATA = 1.0
 
 
 def train(arguments: argparse.Namespace) -> None:
     """Train, or go on, and leave the checkpoint."""
-    console = _console()
+    console = new_console()
     run, _ = _train(arguments, console)
     console.print(f"next: cifarserve evaluate --run {run}")
 
@@ -44,7 +48,7 @@ def evaluate(arguments: argparse.Namespace) -> None:
     """Turn the best epoch of a run into a finished model, and show how good it is."""
     saved = checkpoint.load(arguments.run)
     dataset = _run_data(saved.spec, arguments)
-    console = _console()
+    console = new_console()
     _evaluate(arguments.run, dataset, arguments.weights, console)
     console.print(f"next: cifarserve export --run {arguments.run}")
 
@@ -53,7 +57,7 @@ def export(arguments: argparse.Namespace) -> None:
     """Write the ONNX file of a finished model, if it gives PyTorch's answers."""
     model = finished.load(arguments.run)
     dataset = _run_data(model.spec, arguments)
-    console = _console()
+    console = new_console()
     _export(arguments.run, model, dataset, console)
     console.print(f"next: cifarserve publish --run {arguments.run}")
 
@@ -61,12 +65,12 @@ def export(arguments: argparse.Namespace) -> None:
 def publish(arguments: argparse.Namespace) -> None:
     """Put an exported model into the repository. No gate: whoever publishes by hand has decided."""
     model, exported = finished.load(arguments.run), exporting.load(arguments.run)
-    _publish(arguments, arguments.run, model, exported, _console())
+    _publish(arguments, arguments.run, model, exported, new_console())
 
 
 def retrain(arguments: argparse.Namespace) -> None:
     """The whole way from pictures to a published version, unless a gate refuses."""
-    console = _console()
+    console = new_console()
     publishing.check_name(arguments.name)  # before the hours of training
     run, dataset = _train(arguments, console)
     model = _evaluate(run, dataset, arguments.weights, console)
@@ -79,28 +83,36 @@ def retrain(arguments: argparse.Namespace) -> None:
     _publish(arguments, run, model, exported, console)
 
 
-def _console() -> Console:
+def new_console() -> Console:
     return Console(highlight=False, soft_wrap=True)
 
 
 def _train(arguments: argparse.Namespace, console: Console) -> tuple[Path, Dataset]:
     """Train, or go on, as the flags say; gives the run folder and the data that was loaded for it."""
     recipe, compute, run = _settings(arguments)
-    dataset = read_data(*_data(arguments), recipe.image_shape, arguments.download_folder)
+    max_broken = KNOWN_DATA if arguments.resume else arguments.max_broken
+    dataset = read_data(*_data(arguments), recipe.image_shape, arguments.download_folder, max_broken)
+    if dataset.skipped:
+        console.print(f"skipped {len(dataset.skipped)} broken pictures: {listed(dataset.skipped)}", markup=False)
     spec = describe_run(recipe, compute, dataset)
     console.print(
         f"training {recipe.architecture} on {dataset.name}: {len(dataset.train):,} + {len(dataset.test):,} images, "
         f"{len(dataset.classes)} classes, on {compute.device} in {compute.precision}, {compute.layout}; run {run}"
     )
-    # torch counts the host's cores, not those of the container's quota.
-    torch.set_num_threads(min(torch.get_num_threads(), cpu.usable_cores()))
-    keep_memory()
-    with _only_training_in(run), stop_requests() as stop_signal:
-        position = loop.train(spec, dataset, run, resume=arguments.resume, stop_signal=stop_signal, console=console)
+    position = train_run(spec, dataset, run, resume=arguments.resume, console=console)
     best = position.best
     if best:
         console.print(f"best: epoch {best.epoch}, validation accuracy {best.validation_accuracy:.2%}")
     return run, dataset
+
+
+def train_run(spec: RunSpec, dataset: Dataset, run: Path, *, resume: bool, console: Console) -> Position:
+    """Train to the end, alone in the folder `run`, with Ctrl-C and SIGTERM heard. Raises what `loop.train` raises."""
+    # torch counts the host's cores, not those of the container's quota.
+    torch.set_num_threads(min(torch.get_num_threads(), cpu.usable_cores()))
+    keep_memory()
+    with _only_training_in(run), stop_requests() as stop_signal:
+        return loop.train(spec, dataset, run, resume=resume, stop_signal=stop_signal, console=console)
 
 
 @contextmanager
@@ -147,20 +159,19 @@ def _data(arguments: argparse.Namespace) -> tuple[str, str | None]:
     return arguments.data or CIFAR10, arguments.data_name
 
 
-def read_data(source: str, name: str | None, shape: ImageShape, download_folder: Path) -> Dataset:
+def read_data(
+    source: str, name: str | None, shape: ImageShape, download_folder: Path, max_broken: BrokenLimit
+) -> Dataset:
     """Read "cifar10" or a path. Raises TrainingError."""
     if source != CIFAR10:
-        return read_pictures(Path(source), shape, name)
-    dataset = read_original(download_folder)
-    if shape != dataset.train.images.shape[1:]:
-        raise TrainingError(f"cifar10 is 32x32x3, the recipe's image_shape is {'x'.join(map(str, shape))}")
-    return dataset
+        return read_pictures(Path(source), shape, name, max_broken)
+    return in_shape(read_original(download_folder), shape)
 
 
 def _run_data(spec: RunSpec, arguments: argparse.Namespace) -> Dataset:
     """The data that a run was trained on, from where it lay then or where --data says it is now."""
     source = arguments.data or spec.source
-    return read_data(source, spec.dataset, spec.recipe.image_shape, arguments.download_folder)
+    return read_data(source, spec.dataset, spec.recipe.image_shape, arguments.download_folder, KNOWN_DATA)
 
 
 def _evaluate(run: Path, dataset: Dataset, weights: str, console: Console) -> FinishedModel:

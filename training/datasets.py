@@ -7,29 +7,27 @@ division, which is then made here. Every picture goes through `service.images.de
 from __future__ import annotations
 
 import hashlib
-import lzma
-import tarfile
-import zlib
-from collections.abc import Iterable, Iterator
+from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Self
 
 import numpy as np
 import numpy.typing as npt
 
 from service.images import ImageError, Pixels, decode
 from training.errors import DatasetError
+from training.picture_files import DEFAULT_MAX_BROKEN, SUFFIXES, Broken, BrokenLimit, PictureFile, picture_files
 from training.splits import stratified_holdout
 
 Labels = npt.NDArray[np.int64]
 ImageShape = tuple[int, int, int]  # height, width, channels
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif")
 SPLITS = {"train", "test"}
 TEST_FRACTION = 0.2
 # Not the recipe's seed: what is test data must stay test data from one retraining to the next.
 TEST_SEED = 0
+SHOWN = 10  # broken pictures in a message
 
 
 @dataclass(frozen=True)
@@ -55,13 +53,17 @@ class LabelledImages:
 
 @dataclass(frozen=True)
 class Dataset:
-    """`classes[label]` is the name of a label; `source` says where it was read, for this machine only."""
+    """`classes[label]` is the name of a label; `source` says where it was read, for this machine only.
+
+    `skipped` are the broken pictures that were left out.
+    """
 
     name: str
     source: str
     classes: tuple[str, ...]
     train: LabelledImages
     test: LabelledImages
+    skipped: tuple[Broken, ...] = ()
 
     def fingerprint(self) -> str:
         """SHA-256 over class names and both splits."""
@@ -69,79 +71,62 @@ class Dataset:
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 
-def read_pictures(path: Path, shape: ImageShape, name: str | None = None) -> Dataset:
-    """Read a folder, or a .tar, .tar.gz, .tar.bz2 or .tar.xz of one, with all pictures brought to `shape`.
+def read_pictures(
+    path: Path, shape: ImageShape, name: str | None = None, max_broken: BrokenLimit = DEFAULT_MAX_BROKEN
+) -> Dataset:
+    """Read a folder, or a tar archive of one, with all pictures brought to `shape`.
 
-    An archive is read as a stream and never unpacked: the names in it become class names, not paths. Without a
-    train/test division a fifth of each class becomes the test split, always the same one. Raises DatasetError,
-    with the names of the broken files if there are any.
+    Without a train/test division a fifth of each class becomes the test split, always the same one. Broken pictures
+    are left out, up to `max_broken`. Raises DatasetError: nothing to read there, more broken pictures than that
+    (naming them), a class without enough pictures to divide.
     """
-    if path.is_dir():
-        files = _files_in_folder(path)
-    elif path.is_file():
-        files = _files_in_archive(path)
-    else:
-        raise DatasetError(f"{path}: no such folder or archive")
-    pictures = _decode_all(files, shape, path)
+    pictures, broken = _decode_all(picture_files(path), shape)
+    _require_few(broken, len(pictures) + len(broken), max_broken, path)
     if not pictures:
         raise DatasetError(f"{path}: no pictures in it ({', '.join(SUFFIXES)})")
+    if lost := {each.path.parent for each in broken} - {each.parent for each, _ in pictures}:
+        raise DatasetError(f"{path}: all pictures are broken in: {', '.join(sorted(map(str, lost)))}")
     classes, splits = _arrange(pictures, path)
+    _require_enough(classes, splits, path)
     if splits.keys() != SPLITS:
-        splits["train"], splits["test"] = _divide(splits[""], path)
-    return Dataset(name or path.name.split(".")[0], str(path.resolve()), classes, splits["train"], splits["test"])
-
-
-class _Member(tarfile.TarInfo):
-    """One that must have a whole header: tarfile takes any other for the archive's end, and the rest is lost."""
-
-    @classmethod
-    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> Self:
-        try:
-            return super().frombuf(buf, encoding, errors)
-        except tarfile.HeaderError as error:
-            if buf and not any(buf):
-                raise  # zeros: this is the end
-            raise tarfile.ReadError(f"cut or damaged: {error}") from None
-
-
-def _files_in_folder(folder: Path) -> Iterator[tuple[PurePosixPath, bytes]]:
-    for path in folder.rglob("*"):
-        relative = PurePosixPath(path.relative_to(folder).as_posix())
-        if _is_picture(relative) and path.is_file():
-            yield relative, path.read_bytes()
-
-
-def _files_in_archive(path: Path) -> Iterator[tuple[PurePosixPath, bytes]]:
-    try:
-        with tarfile.open(path, "r|*", tarinfo=_Member) as archive:
-            for member in archive:
-                relative = PurePosixPath(member.name)
-                content = archive.extractfile(member) if member.isfile() and _is_picture(relative) else None
-                if content is not None:
-                    yield relative, content.read()
-    except (tarfile.TarError, EOFError, OSError, lzma.LZMAError, zlib.error) as error:
-        raise DatasetError(f"{path}: not a readable tar archive: {error}") from None
-
-
-def _is_picture(path: PurePosixPath) -> bool:
-    """By its suffix; hidden files (macOS's `._cat.jpg`) are none."""
-    return path.suffix.lower() in SUFFIXES and not any(part.startswith(".") for part in path.parts)
+        whole = splits[""]
+        train, test = stratified_holdout(whole.labels, TEST_FRACTION, TEST_SEED)
+        splits = {"train": whole.select(train), "test": whole.select(test)}
+    name = name or path.name.split(".")[0]
+    return Dataset(name, str(path.resolve()), classes, splits["train"], splits["test"], tuple(broken))
 
 
 def _decode_all(
-    files: Iterable[tuple[PurePosixPath, bytes]], shape: ImageShape, source: Path
-) -> list[tuple[PurePosixPath, Pixels]]:
-    """Decoded and sorted by name, so that a folder and an archive of it give the same data set."""
-    pictures, broken = [], []
-    for path, data in files:
+    files: Iterable[PictureFile | Broken], shape: ImageShape
+) -> tuple[list[tuple[PurePosixPath, Pixels]], list[Broken]]:
+    """What decodes and what does not, each sorted by name: a folder and an archive of it give the same data set."""
+    pictures: list[tuple[PurePosixPath, Pixels]] = []
+    broken: list[Broken] = []
+    for file in files:
+        if isinstance(file, Broken):
+            broken.append(file)
+            continue
+        path, data = file
         try:
             pictures.append((path, decode(data, shape)))
         except ImageError as error:
-            broken.append(f"{path} {error}")
-    if broken:
-        shown = "; ".join(sorted(broken)[:10]) + ("; ..." if len(broken) > 10 else "")
-        raise DatasetError(f"{source}: {len(broken)} of {len(broken) + len(pictures)} pictures are broken: {shown}")
-    return sorted(pictures, key=lambda picture: picture[0])
+            broken.append(Broken(path, str(error)))
+    return sorted(pictures, key=lambda picture: picture[0]), sorted(broken)
+
+
+def _require_few(broken: list[Broken], total: int, limit: BrokenLimit, source: Path) -> None:
+    allowed = limit * total if isinstance(limit, float) else limit
+    if len(broken) > allowed:
+        shown = f"{limit:.3g} of them" if isinstance(limit, float) else str(limit)
+        raise DatasetError(
+            f"{source}: {len(broken)} of {total} pictures are broken: {listed(broken)} (--max-broken allows {shown})"
+        )
+
+
+def listed(broken: Iterable[Broken]) -> str:
+    """The first of them with their reasons, in a line."""
+    texts = [f"{each.path} {each.reason}" for each in broken]
+    return "; ".join(texts[:SHOWN]) + ("; ..." if len(texts) > SHOWN else "")
 
 
 def _arrange(
@@ -180,9 +165,13 @@ def _common_depth(paths: list[PurePosixPath]) -> int:
     return depth
 
 
-def _divide(pictures: LabelledImages, source: Path) -> tuple[LabelledImages, LabelledImages]:
-    try:
-        train, test = stratified_holdout(pictures.labels, TEST_FRACTION, TEST_SEED)
-    except ValueError as error:
-        raise DatasetError(f"{source}: cannot hold out a test split: {error}") from None
-    return pictures.select(train), pictures.select(test)
+def _require_enough(classes: tuple[str, ...], splits: dict[str, LabelledImages], source: Path) -> None:
+    """Each class must have a picture to train on and one to validate with, and one to test with if that is to come."""
+    (least, purpose), split = (
+        ((2, "train and validate"), "train") if "train" in splits else ((3, "train, validate and test"), "")
+    )
+    counts = Counter(splits[split].labels.tolist())
+    if few := [f"{name} has {counts[label]}" for label, name in enumerate(classes) if counts[label] < least]:
+        raise DatasetError(
+            f"{source}: too few pictures of a class to {purpose} with, at least {least} are needed: {', '.join(few)}"
+        )

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from service.engine import EngineError
 from service.manifest import GOLDEN_FILE, MODEL_FILE, FileEntry, file_entry
+from training import architectures
 from training.calibrate import softmax
 from training.datasets import LabelledImages
 from training.errors import CheckpointError, ParityError
@@ -104,6 +105,20 @@ def check(path: Path, classifier: Classifier, test: LabelledImages) -> tuple[Par
 
 def to_onnx(classifier: Classifier, image_shape: tuple[int, int, int], weights: str) -> Any:
     """The graph as an onnx.ModelProto: uint8 `image` [n, h, w, c] to `probabilities` and `logits`, n left open."""
+    network = classifier.network
+    if isinstance(network, architectures.DrawsItself):
+        mean, std = classifier.mean.numpy(), classifier.std.numpy()
+        model = network.to_onnx(image_shape, mean, std, float(classifier.temperature))
+    else:
+        model = _traced(classifier, image_shape)
+    _drop_metadata(model)
+    if weights == "int8":
+        _store_int8(model.graph)
+    return model
+
+
+def _traced(classifier: Classifier, image_shape: tuple[int, int, int]) -> Any:
+    """The graph as torch's exporter draws it, an onnx.ModelProto."""
     example = torch.zeros((2, *image_shape), dtype=torch.uint8)
     # The exporter reports its progress in prints, warnings and log lines; whether it succeeded is checked afterwards.
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
@@ -120,11 +135,7 @@ def to_onnx(classifier: Classifier, image_shape: tuple[int, int, int], weights: 
             dynamic_shapes=({0: torch.export.Dim("n")},),
         )
     assert program is not None  # only when a file name is given
-    model = program.model_proto
-    _drop_metadata(model)
-    if weights == "int8":
-        _store_int8(model.graph)
-    return model
+    return program.model_proto
 
 
 def _drop_metadata(model: Any) -> None:

@@ -83,6 +83,7 @@ def finish(checkpoint: Checkpoint, dataset: Dataset, weights: str) -> FinishedMo
             "name": dataset.name,
             "read_from": Path(dataset.source).name,
             "splits": {"train": len(kept), "validation": len(validation), "test": len(labels)},
+            "skipped": [{"path": str(each.path), "reason": each.reason} for each in dataset.skipped],
             "fingerprint": spec.fingerprint,
             "test_fingerprint": dataset.test.fingerprint(),
         },

@@ -12,10 +12,9 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from training.from_scratch.activations import ELU, HardTanh, Identity, LeakyReLU, Maxout, ReLU, Sigmoid, Tanh
-from training.from_scratch.classifier import FULL, MIDDLE, GreyClassifier
 from training.from_scratch.convolution import Convolution
 from training.from_scratch.dropout import Dropout
-from training.from_scratch.layer import Layer, Pair
+from training.from_scratch.layer import Floats, Layer, Pair
 from training.from_scratch.linear import Flatten, Linear
 from training.from_scratch.network import Sequential
 from training.from_scratch.normalisation import BatchNorm
@@ -54,26 +53,33 @@ class Operator:
     attributes: dict[str, Any] = field(default_factory=dict)
 
 
-def export(classifier: GreyClassifier) -> Any:
-    """The onnx.ModelProto, in float32: `image` uint8 [n, h, w, c] to `probabilities` and `logits` [n, classes].
+def export(
+    network: Sequential,
+    image_shape: tuple[int, int, int],
+    classes: int,
+    *,
+    mean: Floats,
+    std: Floats,
+    temperature: float,
+) -> Any:
+    """The onnx.ModelProto, in float32: `image` uint8 [n, *image_shape] to `probabilities` and `logits` [n, classes].
 
-    Grey and scale are part of it, n is left open, and layers with modes are as they are after training.
-    Raises TypeError for a layer that has no translation.
+    Normalisation by `mean` and `std` [channels] and the temperature are part of it, n is left open, and layers with
+    modes are as they are after training. Raises TypeError for a layer that has no translation.
     """
     graph = Graph()
     pixels = graph.add("Cast", "image", to=TensorProto.FLOAT)
-    mean = graph.add("ReduceMean", pixels, graph.constant([3], np.int64), keepdims=1)
-    scaled = graph.add("Sub", graph.add("Div", mean, graph.constant(FULL)), graph.constant(MIDDLE))
-    logits = translate(classifier.network, graph.add("Transpose", scaled, perm=[0, 3, 1, 2]), graph)
-    graph.add("Identity", logits, output="logits")
+    normalised = graph.add("Div", graph.add("Sub", pixels, graph.constant(mean)), graph.constant(std))
+    logits = translate(network, graph.add("Transpose", normalised, perm=[0, 3, 1, 2]), graph)
+    graph.add("Div", logits, graph.constant(temperature), output="logits")
     graph.add("Softmax", "logits", output="probabilities", axis=1)
     model = helper.make_model(
         helper.make_graph(
             graph.nodes,
             "numpy",
-            [helper.make_tensor_value_info("image", TensorProto.UINT8, ["n", *classifier.image_shape])],
+            [helper.make_tensor_value_info("image", TensorProto.UINT8, ["n", *image_shape])],
             [
-                helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n", classifier.classes])
+                helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n", classes])
                 for name in ("probabilities", "logits")
             ],
             graph.constants,

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from training.errors import TrainingError
-from training.recipes import record, tutorial
+from training.recipes import from_scratch, mnist, record, scratch, simple, tutorial
 from training.recipes.recipe import Recipe
 
-RECIPES = {recipe.name: recipe for recipe in (tutorial.RECIPE, record.RECIPE)}
+_ALL = (from_scratch.RECIPE, mnist.RECIPE, record.RECIPE, scratch.RECIPE, simple.RECIPE, tutorial.RECIPE)
+RECIPES = {recipe.name: recipe for recipe in _ALL}
 
 
 def named(name: str) -> Recipe:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -13,9 +14,9 @@ import pytest
 from service.cli import main
 from tests.integration.server_process import ENVIRONMENT
 from training import cli
-from training.recipes import Recipe
+from training.recipes import RECIPES, Recipe
 
-COMMANDS = ("train", "evaluate", "export", "publish", "retrain")
+COMMANDS = ("train", "evaluate", "export", "publish", "retrain", "reproduce")
 
 
 def without_torch(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -33,15 +34,22 @@ def test_help_needs_no_torch(command: str) -> None:
     assert "stopped by Ctrl-C with a checkpoint" in result.stdout  # the exit codes
 
 
+def test_the_help_of_train_names_the_networks_and_shows_where_the_filters_are_drawn() -> None:
+    shown = without_torch("train", "--help").stdout
+    assert all(name in shown.split("networks, each with a recipe of its name:")[1] for name in RECIPES)
+    assert "docs/images/filters.png shows with seven named filters" in shown
+    assert (Path(__file__).parents[3] / "docs/images/filters.png").is_file()
+
+
 def test_the_general_help_lists_the_training_commands_without_torch() -> None:
     result = without_torch("--help")
     assert result.returncode == 0
-    assert all(f"\n    {command} " in result.stdout for command in COMMANDS)
+    assert all(re.search(rf"^    {command}\s", result.stdout, re.MULTILINE) for command in COMMANDS)
 
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_without_torch_a_command_says_what_to_install(command: str) -> None:
-    needed = () if command in ("train", "retrain") else ("--run", "run")
+    needed = () if command in ("train", "retrain", "reproduce") else ("--run", "run")
     result = without_torch(command, *needed)
     assert (result.returncode, result.stdout) == (2, "")
     assert result.stderr.startswith(f"cifarserve {command}: ")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import tarfile
 from pathlib import Path
 
@@ -41,12 +42,15 @@ def test_an_archive_equals_its_folder(folder: Path, tmp_path: Path, suffix: str,
     assert found.name == "colours"
 
 
-def test_names_in_an_archive_are_never_paths_on_disk(folder: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["../train/escaped/0004.png", "train/../../red/0004.png", "/train/red/0004.png"])
+def test_an_archive_with_names_outside_of_its_folder_is_refused(folder: Path, tmp_path: Path, name: str) -> None:
     archive = pictures.write_archive(folder, tmp_path / "colours.tar", "w:")
+    outside = tarfile.TarInfo(name)
     with tarfile.open(archive, "a") as file:
-        file.add(folder / "test" / "red" / "0004.png", "../train/escaped/0004.png")
+        file.addfile(outside)
     before = sorted(tmp_path.rglob("*"))
-    assert read_pictures(archive, SHAPE).fingerprint() == read_pictures(folder, SHAPE).fingerprint()
+    with pytest.raises(DatasetError, match=f"{re.escape(name)} leads out of the archive's folder"):
+        read_pictures(archive, SHAPE)
     assert sorted(tmp_path.rglob("*")) == before
 
 
@@ -83,29 +87,12 @@ def test_without_a_division_a_fifth_of_each_class_is_always_the_same_test_split(
     assert len(values) == 20  # no picture in both, none lost
 
 
-def test_pictures_of_other_sizes_and_modes_come_in_the_wanted_shape(tmp_path: Path) -> None:
-    for name, mode in (("a", "RGB"), ("b", "L")):
-        (tmp_path / name).mkdir()
-        for index in range(5):
-            Image.new(mode, (20 + index, 13)).save(tmp_path / name / f"{index}.jpg")
-    assert read_pictures(tmp_path, (8, 10, 3)).train.images.shape == (8, 8, 10, 3)
-    assert read_pictures(tmp_path, (8, 10, 1)).train.images.shape == (8, 8, 10, 1)
-
-
 def test_hidden_and_other_files_are_passed_over(folder: Path) -> None:
     before = read_pictures(folder, SHAPE).fingerprint()
     (folder / "train" / "red" / "._0008.png").write_bytes(b"resource fork")
     (folder / "train" / "red" / "Thumbs.db").write_bytes(b"thumbnails")
     (folder / "README.md").write_text("about these pictures")
     assert read_pictures(folder, SHAPE).fingerprint() == before
-
-
-def test_broken_pictures_are_named_and_counted(folder: Path) -> None:
-    whole = (folder / "train" / "red" / "0008.png").read_bytes()
-    (folder / "train" / "red" / "0008.png").write_bytes(whole[: len(whole) // 2])
-    (folder / "test" / "blue" / "0000.png").write_bytes(b"")
-    with pytest.raises(DatasetError, match=r"2 of 18 pictures are broken: test/blue/0000\.png .*train/red/0008\.png"):
-        read_pictures(folder, SHAPE)
 
 
 def test_a_class_missing_from_a_split_is_named(folder: Path) -> None:
