@@ -19,9 +19,8 @@ from service.manifest import MODEL_FILE
 from training import checkpoint, finished, gates, loop
 from training import export as exporting
 from training import publish as publishing
-from training.cifar10 import read_original
-from training.datasets import Dataset, ImageShape, read_pictures
-from training.errors import CheckpointError, TrainingError
+from training.datasets import Dataset
+from training.errors import CheckpointError
 from training.export import Export
 from training.files import lock_folder
 from training.finished import FinishedModel
@@ -29,8 +28,7 @@ from training.hardware import Compute, choose
 from training.recipes import Recipe, named
 from training.run import RunSpec, describe_run
 from training.signals import stop_requests
-
-CIFAR10 = "cifar10"
+from training.sources import CIFAR10, read_data
 
 
 def train(arguments: argparse.Namespace) -> None:
@@ -144,16 +142,6 @@ def _data(arguments: argparse.Namespace) -> tuple[str, str | None]:
         spec = checkpoint.load_spec(arguments.run)
         return arguments.data or spec.source, arguments.data_name or spec.dataset
     return arguments.data or CIFAR10, arguments.data_name
-
-
-def read_data(source: str, name: str | None, shape: ImageShape, download_folder: Path) -> Dataset:
-    """Read "cifar10" or a path. Raises TrainingError."""
-    if source != CIFAR10:
-        return read_pictures(Path(source), shape, name)
-    dataset = read_original(download_folder)
-    if shape != dataset.train.images.shape[1:]:
-        raise TrainingError(f"cifar10 is 32x32x3, the recipe's image_shape is {'x'.join(map(str, shape))}")
-    return dataset
 
 
 def _run_data(spec: RunSpec, arguments: argparse.Namespace) -> Dataset:
