@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import zipfile
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
@@ -61,7 +62,8 @@ def load(path: Path) -> Predictions:
     try:
         with np.load(path, allow_pickle=False) as file:
             labels, predicted, probability = (file[name] for name in ("labels", "predicted", "probability"))
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+    # As zip archives and arrays in them can be damaged, and for a lone array.
+    except (OSError, EOFError, ValueError, KeyError, TypeError, zipfile.BadZipFile, zlib.error) as error:
         raise PredictionsError(f"{path}: no predictions can be read from it: {error}") from None
     kinds = (labels.dtype.kind, predicted.dtype.kind, probability.dtype)
     if kinds != ("u", "u", np.float32) or not (labels.shape == predicted.shape == probability.shape == (labels.size,)):

@@ -62,8 +62,10 @@ def outcome(comparison: Comparison) -> str:
     """On what they were compared, the counts of McNemar's test, its p value, and the verdict."""
     first, second, test = comparison.first.version.title, comparison.second.version.title, comparison.test
     return (
-        f"on {comparison.images}\nonly {first} right: {test.only_first:,} images; only {second} right: {test.only_second:,}; "
-        f"McNemar's exact test: p = {test.p_value:.3g}\n{comparison.verdict}"
+        f"on {comparison.images}\n"
+        f"only {first} right: {test.only_first:,} images; only {second} right: {test.only_second:,}; "
+        f"McNemar's exact test: p = {test.p_value:.3g}\n"
+        f"{comparison.verdict}"
     )
 
 
