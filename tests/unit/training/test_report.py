@@ -8,7 +8,6 @@ import io
 import re
 from html.parser import HTMLParser
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -19,12 +18,12 @@ from torch import Tensor, nn
 from service.manifest import ManifestError, read_manifest, verify_files
 from tests.unit.training import pictures
 from tests.unit.training.conftest import FinishedRun
+from tests.unit.training.reports import render, untrained
 from training import architectures, export, predictions, publish, report
 from training.calibrate import softmax
 from training.datasets import LabelledImages
 from training.errors import CheckpointError
-from training.evaluate import evaluate
-from training.finished import FinishedModel, predict_logits
+from training.finished import predict_logits
 from training.layers import first_convolution, trace
 from training.model import Classifier
 from training.predictions import PREDICTIONS_FILE, Predictions, PredictionsError
@@ -67,22 +66,8 @@ class Page(HTMLParser):
         return [attributes["src"] or "" for tag, attributes in self.elements if tag == "img"]
 
 
-def render(model: FinishedModel, test: LabelledImages, **changes: Any) -> str:
-    found = Predictions.of(softmax(predict_logits(model.classifier, test.images)), test.labels)
-    exported = {"files": {}, "parity": [], "compute_precisions": ["fp32"]} | changes
-    return report.render(model, test, found, exported)
-
-
-def with_network(
-    run: FinishedRun, network: nn.Module, channels: int, labels: tuple[str, ...] = pictures.CLASSES
-) -> tuple[FinishedModel, LabelledImages]:
-    """The finished run's model, with another network that has learnt nothing, and test images for it."""
-    images = run.dataset.test.images[..., :channels]
-    test = LabelledImages(np.ascontiguousarray(images), run.dataset.test.labels)
-    classifier = Classifier(network, torch.zeros(channels), torch.ones(channels), torch.contiguous_format).eval()
-    evaluation = dataclasses.asdict(evaluate(softmax(predict_logits(classifier, test.images)), test.labels, labels))
-    spec = dataclasses.replace(run.model.spec, classes=labels)
-    return dataclasses.replace(run.model, classifier=classifier, spec=spec, evaluation=evaluation), test
+def tutorial(channels: int = 3, classes: int = len(pictures.CLASSES)) -> nn.Module:
+    return architectures.build("tutorial", (8, 8, channels), classes)
 
 
 @pytest.fixture(scope="module")
@@ -150,7 +135,8 @@ def test_the_file_is_small(page: str) -> None:
 
 
 def test_mistakes_are_the_surest_ones_first_with_their_pictures(finished_run: FinishedRun) -> None:
-    model, test = with_network(finished_run, architectures.build("tutorial", (8, 8, 3), 3), 3)
+    test = finished_run.dataset.test
+    model = untrained(finished_run.model, test, tutorial())
     found = Predictions.of(softmax(predict_logits(model.classifier, test.images)), test.labels)
     wrong = np.flatnonzero(~found.right)
     assert len(wrong) > report.MISTAKES  # it has learnt nothing
@@ -172,14 +158,17 @@ def test_mistakes_are_the_surest_ones_first_with_their_pictures(finished_run: Fi
 
 def test_class_names_are_text_whatever_is_in_them(finished_run: FinishedRun) -> None:
     labels = ("<script>alert(1)</script>", 'a"b', "c&d")
-    html = render(*with_network(finished_run, architectures.build("tutorial", (8, 8, 3), 3), 3, labels))
+    test = finished_run.dataset.test
+    html = render(untrained(finished_run.model, test, tutorial(), labels), test)
     found = Page(html)
     assert "script" not in {tag for tag, _ in found.elements}
     assert set(labels) <= set(found.texts["th"])
 
 
 def test_grey_images_have_a_report_too(finished_run: FinishedRun) -> None:
-    html = render(*with_network(finished_run, architectures.build("tutorial", (8, 8, 1), 3), 1))
+    colour = finished_run.dataset.test
+    test = LabelledImages(np.ascontiguousarray(colour.images[..., :1]), colour.labels)
+    html = render(untrained(finished_run.model, test, tutorial(channels=1)), test)
     assert {"mistakes", "inside", "layers"} <= set(Page(html).sections())
     assert "32 filters of the first convolution" in html
 
@@ -196,7 +185,8 @@ class _Foreign(nn.Module):
 
 
 def test_a_network_without_torchs_layers_has_a_report_without_what_they_would_show(finished_run: FinishedRun) -> None:
-    found = Page(render(*with_network(finished_run, _Foreign(), 3)))
+    test = finished_run.dataset.test
+    found = Page(render(untrained(finished_run.model, test, _Foreign()), test))
     assert {"inside", "layers"}.isdisjoint(found.sections())
     assert {"training", "classes", "confusion", "confidence", "parity", "origin"} <= set(found.sections())
     assert "0.00 M" in " ".join(found.texts["dd"])  # nine parameters
@@ -204,8 +194,8 @@ def test_a_network_without_torchs_layers_has_a_report_without_what_they_would_sh
 
 def test_many_classes_have_no_matrix_but_their_confusions(finished_run: FinishedRun) -> None:
     labels = tuple(f"class {index}" for index in range(report.MATRIX_CLASSES + 1))
-    network = architectures.build("tutorial", (8, 8, 3), len(labels))
-    html = render(*with_network(finished_run, network, 3, labels))
+    test = finished_run.dataset.test
+    html = render(untrained(finished_run.model, test, tutorial(classes=len(labels)), labels), test)
     assert "predicted class (columns)" not in html
     assert "Most frequent mistakes" in html
 
