@@ -26,6 +26,7 @@ from training.files import lock_folder
 from training.finished import FinishedModel
 from training.hardware import Compute, choose
 from training.recipes import Recipe, named
+from training.report import REPORT_FILE
 from training.run import RunSpec, describe_run
 from training.signals import stop_requests
 from training.sources import CIFAR10, read_data
@@ -179,6 +180,7 @@ def _export(run: Path, model: FinishedModel, dataset: Dataset, console: Console)
             f"accuracy {parity.accuracy:.2%}{allowed}"
         )
     console.print(f"{run / MODEL_FILE}: {exported.files[MODEL_FILE].size / 1e6:.2f} MB, opset {exported.opset}")
+    console.print(f"{run / REPORT_FILE}: all of it, drawn")
     return exported
 
 

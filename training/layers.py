@@ -39,15 +39,17 @@ def trace(classifier: Classifier, image: Pixels) -> list[Layer]:
     """The layers of the network in the order in which they compute uint8 `image` [height, width, channels].
 
     A layer is a module without parts, or one with parameters of its own beside its parts. What a network computes
-    between its modules (a sum of two branches) is not seen.
+    between its modules (a sum of two branches) is not seen, nor a module that gives something else than one tensor.
     """
     found: list[Layer] = []
 
-    def note(name: str, module: nn.Module, output: Tensor) -> None:
+    def note(name: str, module: nn.Module, output: object) -> None:
+        if not isinstance(output, Tensor):
+            return
         # A copy: the next layer may work in place.
         found.append(Layer(name, module, output[0].clone(), _parameters(module), _multiply_adds(module, output[0])))
 
-    def hook(name: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
+    def hook(name: str) -> Callable[[nn.Module, tuple[Tensor, ...], object], None]:
         return lambda module, _, output: note(name, module, output)
 
     handles = [module.register_forward_hook(hook(name)) for name, module in _layers(classifier.network)]
@@ -70,7 +72,7 @@ def first_convolution(layers: list[Layer], channels: int) -> Tensor | None:
 
 def _layers(network: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     for name, module in network.named_modules():
-        if not any(module.children()) or any(module.parameters(recurse=False)):
+        if next(module.children(), None) is None or _parameters(module):
             yield name, module
 
 

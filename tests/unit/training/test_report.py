@@ -240,6 +240,27 @@ def test_what_a_layer_gave_is_kept_though_the_next_one_works_in_place() -> None:
     assert torch.equal(activation.output, convolution.output.relu())
 
 
+class _Gain(nn.Module):
+    """A module with a part and a parameter of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.Conv2d(3, 4, 3)
+        self.gain = nn.Parameter(torch.ones(4, 1, 1))
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        return torch.as_tensor(self.inner(pixels) * self.gain)
+
+
+def test_parameters_beside_the_parts_of_a_module_are_counted_and_its_cost_is_called_unknown() -> None:
+    network = nn.Sequential(_Gain(), nn.Flatten(), nn.Linear(4 * 36, 2))
+    classifier = Classifier(network, torch.zeros(3), torch.ones(3), torch.contiguous_format).eval()
+    layers = trace(classifier, np.zeros((8, 8, 3), np.uint8))
+    assert [layer.name for layer in layers] == ["0.inner", "0", "1", "2"]
+    assert sum(layer.parameters for layer in layers) == sum(each.numel() for each in network.parameters())
+    assert [layer.multiply_adds for layer in layers] == [4 * 36 * 27, None, 0, 2 * 144]
+
+
 def test_predictions_are_those_of_the_evaluation_and_come_back_as_they_were(finished_run: FinishedRun) -> None:
     found = predictions.load(finished_run.folder / PREDICTIONS_FILE)
     test = finished_run.dataset.test
