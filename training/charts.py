@@ -86,6 +86,7 @@ def learning_rate(epochs: npt.NDArray[np.floating], rates: npt.NDArray[np.floati
 
     def draw(axes: Axes) -> None:
         axes.plot(epochs, rates, color=FIRST)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.set_ylim(bottom=0)
         axes.set_xlabel("epoch")
         axes.set_title("Learning rate", color=INK)
