@@ -47,7 +47,7 @@ def _parser() -> argparse.ArgumentParser:
     classify.add_argument("--json", action="store_true", help="print JSON instead of a table")
     classify.set_defaults(func=_classify)
 
-    models = commands.add_parser("models", help="list what a server serves; roll a model back, or promote its shadow")
+    models = commands.add_parser("models", help="list what a server serves; compare, roll back or promote versions")
     models.add_argument("--target", default="localhost:8001", help="address of the server (default: %(default)s)")
     models.set_defaults(func=_models)
     actions = models.add_subparsers(title="actions", metavar="ACTION")
@@ -57,8 +57,12 @@ def _parser() -> argparse.ArgumentParser:
     promote = actions.add_parser("promote", help="serve the shadow version, if it agrees with the one that is served")
     _add_gates(promote)
     promote.set_defaults(func=_promote)
+    compare = actions.add_parser("compare", help="two published versions side by side, with a test of the difference")
+    _add_comparison(compare)
+    compare.set_defaults(func=_compare)
     for action in (rollback, promote):
         action.add_argument("name", help="the model")
+    for action in (rollback, promote, compare):
         action.add_argument("--models", type=Path, default=Path("models"), help="the repository (default: %(default)s)")
 
     from training.cli import add_subcommands
@@ -83,6 +87,23 @@ def _add_gates(parser: argparse.ArgumentParser) -> None:
         "--max-compute-ratio", type=float, default=0.0,
         help="engine seconds an image, shadow to primary (default: not asked: the shadow has one background thread)",
     )  # fmt: skip
+
+
+def _add_comparison(parser: argparse.ArgumentParser) -> None:
+    for side in ("first", "second"):
+        parser.add_argument(side, metavar="VERSION", help="a version of --name, or name:version")
+    parser.add_argument(
+        "--name", default="cifar10", help="model of the versions given by number (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--data", metavar="SOURCE",
+        help="run both on the test split of cifar10, or of a folder or tar archive of pictures (default: their "
+        "published answers, if both were evaluated on the same images)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--download-folder", type=Path, default=Path("data"), help="where cifar10 is kept (default: %(default)s)"
+    )
+    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
 
 
 def _serve(options: argparse.Namespace) -> int:
@@ -201,6 +222,25 @@ def _promote(options: argparse.Namespace) -> int:
     except (promotion.PromotionError, ConfigError, OSError) as error:
         return _fail(str(error))
     print(f"{options.name}: version {version} is promoted: {evidence}")
+    return 0
+
+
+def _compare(options: argparse.Namespace) -> int:
+    from training import comparison, side_by_side
+    from training.errors import TrainingError
+
+    try:
+        first, second = (
+            comparison.find(options.models, options.name, text) for text in (options.first, options.second)
+        )
+        found = comparison.compare(first, second, options.data, options.download_folder)
+    except TrainingError as error:
+        return _fail(str(error), error.exit_code)
+    if options.json:
+        print(json.dumps(side_by_side.record(found), indent=2))
+        return 0
+    Console().print(side_by_side.table(found))
+    print(side_by_side.outcome(found))
     return 0
 
 

@@ -20,21 +20,17 @@ from training import checkpoint, finished, gates, loop
 from training import export as exporting
 from training import publish as publishing
 from training.checkpoint import Position
-from training.cifar10 import in_shape, read_original
-from training.datasets import Dataset, ImageShape, listed, read_pictures
+from training.datasets import Dataset, listed
 from training.errors import CheckpointError
 from training.export import Export
 from training.files import lock_folder
 from training.finished import FinishedModel
 from training.hardware import Compute, choose, keep_memory
-from training.picture_files import BrokenLimit
 from training.recipes import Recipe, named
+from training.report import REPORT_FILE
 from training.run import RunSpec, describe_run
 from training.signals import stop_requests
-
-CIFAR10 = "cifar10"
-# For data of a run: how many pictures were broken was settled when it began, and the fingerprint tells a change.
-KNOWN_DATA = 1.0
+from training.sources import CIFAR10, KNOWN_DATA, read_data
 
 
 def train(arguments: argparse.Namespace) -> None:
@@ -159,15 +155,6 @@ def _data(arguments: argparse.Namespace) -> tuple[str, str | None]:
     return arguments.data or CIFAR10, arguments.data_name
 
 
-def read_data(
-    source: str, name: str | None, shape: ImageShape, download_folder: Path, max_broken: BrokenLimit
-) -> Dataset:
-    """Read "cifar10" or a path. Raises TrainingError."""
-    if source != CIFAR10:
-        return read_pictures(Path(source), shape, name, max_broken)
-    return in_shape(read_original(download_folder), shape)
-
-
 def _run_data(spec: RunSpec, arguments: argparse.Namespace) -> Dataset:
     """The data that a run was trained on, from where it lay then or where --data says it is now."""
     source = arguments.data or spec.source
@@ -203,6 +190,7 @@ def _export(run: Path, model: FinishedModel, dataset: Dataset, console: Console)
             f"accuracy {parity.accuracy:.2%}{allowed}"
         )
     console.print(f"{run / MODEL_FILE}: {exported.files[MODEL_FILE].size / 1e6:.2f} MB, opset {exported.opset}")
+    console.print(f"{run / REPORT_FILE}: all of it, drawn")
     return exported
 
 

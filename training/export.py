@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from service.engine import EngineError
 from service.manifest import GOLDEN_FILE, MODEL_FILE, FileEntry, file_entry
-from training import architectures
+from training import architectures, report
 from training.calibrate import softmax
 from training.datasets import LabelledImages
 from training.errors import CheckpointError, ParityError
@@ -64,7 +64,10 @@ class _Served(nn.Module):
 
 
 def export(run: Path, model: FinishedModel, test: LabelledImages) -> Export:
-    """Write model.onnx, golden.npz and export.json into `run`. Raises ParityError, and then leaves no model.onnx."""
+    """Write model.onnx, golden.npz, predictions.npz, report.html and, about all of them, export.json into `run`.
+
+    Raises ParityError, and then leaves no model.onnx.
+    """
     final, unchecked = run / MODEL_FILE, run / f".unchecked-{MODEL_FILE}"
     for stale in (final, run / RECORD_FILE):
         stale.unlink(missing_ok=True)
@@ -82,6 +85,9 @@ def export(run: Path, model: FinishedModel, test: LabelledImages) -> Export:
         opset=OPSET,
         parity=parity,
         compute_precisions=("fp32", *(each.precision for each in parity[1:] if close_enough(each))),
+    )
+    result = dataclasses.replace(
+        result, files=result.files | report.write(run, model, test, dataclasses.asdict(result))
     )
     write_json(run / RECORD_FILE, dataclasses.asdict(result))
     return result
