@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -62,7 +64,7 @@ class Engine:
         self.provider = providers.NAMES[provider]
         self.buckets = batch_buckets(max_batch_size)
         self.image_shape = _image_shape(session)
-        self._padded = np.zeros((max_batch_size, *self.image_shape), np.uint8)
+        self._buffer = np.zeros((max_batch_size, *self.image_shape), np.uint8)
 
     @property
     def max_batch_size(self) -> int:
@@ -70,23 +72,28 @@ class Engine:
 
     def bucket(self, images: int) -> int:
         """The number of rows that a batch of `images` is computed with."""
-        return next(bucket for bucket in self.buckets if bucket >= images)
+        return self.buckets[bisect_left(self.buckets, images)]
 
     def run(self, images: Pixels) -> Outputs:
         """Classify uint8 [n, height, width, channels], 1 <= n <= max_batch_size."""
-        count = len(images)
+        return self.compute((images,))
+
+    def compute(self, parts: Sequence[Pixels]) -> Outputs:
+        """Classify the images of `parts`, as of `run`, in one batch: each is copied once, into the batch's buffer."""
+        count = len(parts[0]) if len(parts) == 1 else sum(map(len, parts))
         bucket = self.bucket(count)
-        if bucket != count:
+        images = parts[0]
+        if bucket != len(images):
             # Rows past `count` hold what an earlier batch left there: valid pixels, whose results are dropped.
-            self._padded[:count] = images
-            images = self._padded[:bucket]
+            images = self._buffer[:bucket]
+            np.concatenate(parts, out=images[:count])
         probabilities, logits = self._session.run(("probabilities", "logits"), {"image": images})
         return Outputs(probabilities[:count], logits[:count])
 
     def warm_up(self) -> None:
         """Run every bucket once, so that no caller waits for a provider to compile or tune for its shape."""
         for bucket in self.buckets:
-            self.run(self._padded[:bucket])
+            self.run(self._buffer[:bucket])
 
     def check_golden(self, golden: Path) -> None:
         """Replay the inputs of golden.npz; raise EngineError when a probability is off by more than TOLERANCE."""

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from service import cpu
-from service.batching import Answer, Batcher, Request
+from service.batching import Batcher
 from service.cache import ResponseCache
 from service.config import ConfigError
 from service.drift import DriftWindow
@@ -21,6 +21,7 @@ from service.images import Pixels
 from service.manifest import GOLDEN_FILE, MODEL_FILE, Manifest, ManifestError, read_manifest, verify_files
 from service.metrics import Metrics, VersionMetrics
 from service.model_config import Compute, ModelConfig
+from service.pending import Answer, Request
 
 log = logging.getLogger(__name__)
 

@@ -6,17 +6,18 @@ import asyncio
 import threading
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from service import batching
-from service.batching import Answer, Batcher
+from service import pending
+from service.batching import Batcher
 from service.engine import Engine, Outputs
 from service.errors import DeadlineExceeded, QueueFull, Unavailable
 from service.manifest import MODEL_FILE
+from service.pending import Answer
 from tests import colour_model
 
 BATCH = 8
@@ -54,12 +55,12 @@ class HeldEngine(Engine):
         self.gate = threading.Semaphore(0)
         self.entered = threading.Semaphore(0)
 
-    def run(self, images: np.ndarray) -> Outputs:
+    def compute(self, parts: Sequence[np.ndarray]) -> Outputs:
         self.entered.release()
         assert self.gate.acquire(timeout=20)
-        if (images == 255).all():
+        if any((images == 255).all() for images in parts):
             raise RuntimeError("the engine broke")
-        return super().run(images)
+        return super().compute(parts)
 
     async def busy(self) -> None:
         """Until a batch is in the engine."""
@@ -291,7 +292,7 @@ def test_closing_waits_for_a_request_that_is_still_being_decoded(model: Path) ->
 
 def order_of_answers(model: Path, priorities: list[int], monkeypatch: pytest.MonkeyPatch, step: float) -> list[int]:
     """The numbers of full-batch requests, sent one after the other, in the order in which they were answered."""
-    monkeypatch.setattr(batching, "PRIORITY_STEP", step)
+    monkeypatch.setattr(pending, "PRIORITY_STEP", step)
     images = colour_model.distinct(BATCH)
     order: list[int] = []
 
