@@ -8,7 +8,10 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import json
+import logging
 import os
+import sys
 import tomllib
 import typing
 from collections.abc import Mapping
@@ -49,6 +52,9 @@ class Settings:
         "auto", "what computes; auto takes the first of cuda, openvino, cpu that is really there",
         choices=("auto", "cpu", "openvino", "cuda", "tensorrt"),
     )  # fmt: skip
+    workers: int = _setting(
+        1, "processes that share the port; 0 or auto: one for every two cores", least=0, most=256, auto=0
+    )
     threads: int = _setting(0, "threads that compute; 0: the cores this process may use", least=0, most=1024)
     decode_threads: int = _setting(
         0, "threads that decode pictures; 0: the cores this process may use", least=0, most=1024
@@ -107,6 +113,18 @@ def load(flags: Mapping[str, Any], environment: Mapping[str, str] | None = None)
     return Settings(**values)
 
 
+def from_json(text: str) -> Settings:
+    """The settings that dataclasses.asdict gave, through JSON. Raises ConfigError."""
+    return Settings(**{name: check_setting(name, value, name) for name, value in json.loads(text).items()})
+
+
+def set_up_logging(settings: Settings) -> None:
+    """Log lines go to standard error."""
+    logging.basicConfig(
+        level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr
+    )
+
+
 def flag(name: str) -> str:
     return "--" + name.replace("_", "-")
 
@@ -134,6 +152,8 @@ def _from_file(given: Path | None) -> dict[str, Any]:
 def _parse(name: str, text: str, source: str) -> Any:
     """Text from the environment or the command line to the field's type."""
     kind = TYPES[name]
+    if text == "auto" and "auto" in FIELDS[name].metadata:
+        return FIELDS[name].metadata["auto"]
     try:
         value = tuple(part for part in text.split(",") if part) if kind == TUPLE else kind(text)
     except ValueError:
@@ -144,6 +164,8 @@ def _parse(name: str, text: str, source: str) -> Any:
 def check_setting(name: str, value: Any, source: str) -> Any:
     """The value of the field `name` in its type and within its limits. Raises ConfigError naming `source`."""
     kind = TYPES[name]
+    if value == "auto" and "auto" in FIELDS[name].metadata:
+        return FIELDS[name].metadata["auto"]
     if kind == TUPLE and isinstance(value, list | tuple) and all(isinstance(part, str) for part in value):
         return tuple(value)
     if kind is Path and isinstance(value, str):

@@ -69,6 +69,14 @@ class ServedModel:
     def title(self) -> str:
         return f"{self.manifest.name} version {self.manifest.version}"
 
+    @property
+    def description(self) -> str:
+        """For people: what is served, how good it is, and what computes it."""
+        return (
+            f"{self.title} ({len(self.manifest.labels)} classes, accuracy {self.manifest.evaluation['accuracy']:.2%})"
+            f" on {self.engine.provider}, {self.engine.precision}"
+        )
+
     async def compute_answer(
         self, admitted: Request, images: Pixels, deadline: float | None = None, priority: int = 0
     ) -> Answer:
