@@ -1,10 +1,10 @@
 """The dynamic batcher: many callers' images in, full batches to the engine, each caller's own rows back.
 
 Work-conserving: an idle engine starts at once on whatever waits; while it computes, the queue grows, so that batches
-get larger just as load does. There is no delay timer. Each engine has a thread of its own, which takes its next batch
-from the queue the moment it has finished one: the event loop, which may be in the middle of sixty requests, is not
-waited for. What is cancelled or past its deadline leaves the queue when the next batch is made up, before it costs
-compute.
+get larger just as load does. There is no delay unless it is asked for. Each engine has a thread of its own, which takes
+its next batch from the queue the moment it has finished one: the event loop, which may be in the middle of sixty
+requests, is not waited for. What is cancelled or past its deadline leaves the queue when the next batch is made up,
+before it costs compute.
 """
 
 from __future__ import annotations
@@ -60,8 +60,16 @@ class Batcher:
         max_queue_images: int,
         observer: BatchObserver,
         in_background: bool = False,
+        max_delay: float = 0.0,
+        target_latency: float = 0.0,
     ) -> None:
-        """`in_background` lets the engines compute only when nothing else wants the processor."""
+        """`in_background` lets the engines compute only when nothing else wants the processor.
+
+        `max_delay`, in seconds, is how long a batch that is not full waits for more images. With `target_latency`, in
+        seconds, batches are no larger than Engine.largest_batch says.
+        """
+        self._max_delay = max_delay
+        self._target_latency = target_latency
         self._max_queue_images = max_queue_images
         self.observer = observer
         self._loop = asyncio.get_running_loop()
@@ -159,21 +167,30 @@ class Batcher:
     def _serve(self, engine: Engine) -> None:
         """On the engine's thread: compute batch after batch until the batcher is closed."""
         with suppress(RuntimeError):  # the loop is closed: nobody waits for what was computed
-            while batch := self._take(engine.max_batch_size):
+            room = engine.largest_batch(self._target_latency) if self._target_latency else engine.max_batch_size
+            while batch := self._take(room):
                 self._compute(engine, batch)
 
     def _take(self, room: int) -> list[Part]:
         """Wait for the next batch; empty when there will be none."""
         with self._changed:
             while not self._ended:
-                if batch := self._next_batch(room):
+                delay = self._delay(room) if self._max_delay else 0.0
+                if delay <= 0 and (batch := self._next_batch(room)):
                     return batch
                 if self._closing and not self._admitted:
                     break
                 self._idle += 1
-                self._changed.wait()
+                self._changed.wait(delay if delay > 0 else None)
                 self._idle -= 1
             return []
+
+    def _delay(self, room: int) -> float:
+        """Seconds for which the requests in the queue may still wait for others; none when they fill the batch."""
+        waiting = [request for _, _, request in self._queue if not request.done]
+        if not waiting or self._closing or sum(request.unclaimed for request in waiting) >= room:
+            return 0.0
+        return min(request.submitted for request in waiting) + self._max_delay - time.monotonic()
 
     def _next_batch(self, room: int) -> list[Part]:
         """The next live images, `room` at most."""

@@ -60,6 +60,13 @@ class Settings:
         0, "threads that decode pictures; 0: the cores this process may use", least=0, most=1024
     )
     max_batch_size: int = _setting(64, "most images computed at once", least=1, most=4096)
+    max_queue_delay: float = _setting(
+        0.0, "seconds for which a batch that is not full waits for more images; 0: an idle engine starts at once",
+        least=0.0, most=10.0,
+    )  # fmt: skip
+    target_latency: float = _setting(
+        0.0, "seconds: batches no larger than keep within it, as timed at load; 0: up to max_batch_size", least=0.0
+    )
     max_queue_images: int = _setting(1024, "images that may wait; beyond, requests are shed", least=1)
     max_images_per_request: int = _setting(256, "images in one request", least=1)
     max_message_bytes: int = _setting(32 << 20, "size of one message", least=1024, most=(1 << 31) - 1)

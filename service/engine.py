@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,6 +21,10 @@ Floats = npt.NDArray[np.float32]
 # fp32: two orders above what reordered sums give; the others: what their bits of fraction (7, 10, 8) lead to
 # at a softmax, with a margin of about two.
 TOLERANCE = {"fp32": 1e-3, "fp16": 2e-2, "bf16": 8e-2, "int8": 1.5e-1}
+
+
+# The fastest of so many counts: a busy machine makes a run slower, never faster.
+_TIMED_RUNS = 2
 
 
 class EngineError(RuntimeError):
@@ -64,6 +69,8 @@ class Engine:
         self.provider = providers.NAMES[provider]
         self.buckets = batch_buckets(max_batch_size)
         self.image_shape = _image_shape(session)
+        # Seconds that a batch of each bucket took, warm; what has not been timed is not in it.
+        self.bucket_seconds: dict[int, float] = {}
         self._buffer = np.zeros((max_batch_size, *self.image_shape), np.uint8)
 
     @property
@@ -91,9 +98,23 @@ class Engine:
         return Outputs(probabilities[:count], logits[:count])
 
     def warm_up(self) -> None:
-        """Run every bucket once, so that no caller waits for a provider to compile or tune for its shape."""
+        """Run every bucket, so that no caller waits for a provider to compile or tune for its shape, and time it."""
         for bucket in self.buckets:
             self.run(self._buffer[:bucket])
+            took = []
+            for _ in range(_TIMED_RUNS):
+                started = time.perf_counter()
+                self.run(self._buffer[:bucket])
+                took.append(time.perf_counter() - started)
+            self.bucket_seconds[bucket] = min(took)
+
+    def largest_batch(self, target_latency: float) -> int:
+        """The largest bucket with which an image is answered within `target_latency` seconds; at least the smallest.
+
+        That is half of the target for its own batch, as the batch before it may just have begun when it comes.
+        """
+        fitting = [bucket for bucket, seconds in self.bucket_seconds.items() if 2 * seconds <= target_latency]
+        return max(fitting, default=self.buckets[0])
 
     def check_golden(self, golden: Path) -> None:
         """Replay the inputs of golden.npz; raise EngineError when a probability is off by more than TOLERANCE."""

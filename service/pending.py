@@ -54,8 +54,8 @@ class Request:
     """To be used as a context: leaving it gives back to the queue what no batch has claimed."""
 
     __slots__ = (
-        "_answer", "_batcher", "_compute_seconds", "_count", "_images", "_queue_seconds", "_rows", "_submitted",
-        "deadline", "unclaimed",
+        "_answer", "_batcher", "_compute_seconds", "_count", "_images", "_queue_seconds", "_rows", "deadline",
+        "submitted", "unclaimed",
     )  # fmt: skip
 
     def __init__(self, batcher: Queue, images: int, answer: asyncio.Future[Answer]) -> None:
@@ -67,7 +67,8 @@ class Request:
         self._answer = answer
         # By the number of their first image: with several engines, parts may finish in another order.
         self._rows: dict[int, tuple[Floats, Floats]] | None = None
-        self._submitted = self._queue_seconds = self._compute_seconds = 0.0
+        self.submitted = 0.0  # on time.monotonic()'s clock
+        self._queue_seconds = self._compute_seconds = 0.0
 
     def __enter__(self) -> Request:
         return self
@@ -86,9 +87,9 @@ class Request:
         """
         if len(images) != self._count:
             raise ValueError(f"{self._count} images were admitted, {len(images)} submitted")
-        self._images, self.deadline, self._submitted = images, deadline, time.monotonic()
+        self._images, self.deadline, self.submitted = images, deadline, time.monotonic()
         level = min(max(priority or DEFAULT_PRIORITY, 1), LOWEST_PRIORITY)
-        self._batcher.enqueue(self, self._submitted + level * PRIORITY_STEP)
+        self._batcher.enqueue(self, self.submitted + level * PRIORITY_STEP)
         return await self._answer
 
     def shrink(self, images: int) -> None:
@@ -108,7 +109,7 @@ class Request:
 
     def start(self, now: float) -> float:
         """Note that compute begins; returns the seconds it waited."""
-        self._queue_seconds = now - self._submitted
+        self._queue_seconds = now - self.submitted
         return self._queue_seconds
 
     def claim(self, room: int) -> Part:

@@ -152,11 +152,12 @@ class Server:
 
 def serve(settings: Settings, started: Callable[[Server], None]) -> None:
     """Run `run` on uvloop where there is one: it costs a fifth less of the processor (docs/benchmarks.md)."""
-    with asyncio.Runner(loop_factory=_new_loop) as runner:
+    with asyncio.Runner(loop_factory=new_loop) as runner:
         runner.run(run(settings, started))
 
 
-def _new_loop() -> asyncio.AbstractEventLoop:
+def new_loop() -> asyncio.AbstractEventLoop:
+    """The event loop that serves."""
     try:
         import uvloop
     except ImportError:  # there is none for Windows

@@ -57,6 +57,8 @@ class ServedModel:
         self.batcher = Batcher(
             loaded.engines,
             max_queue_images=loaded.compute.max_queue_images,
+            max_delay=loaded.compute.max_queue_delay,
+            target_latency=loaded.compute.target_latency,
             observer=self.metrics,
             in_background=loaded.compute.in_background,
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import signal
 import threading
@@ -81,7 +82,7 @@ def test_a_killed_worker_is_replaced_and_no_counter_goes_back(models: Path, tmp_
         assert not load.failures, "a client that tries again notices nothing"
         assert restarts == 1
         assert len(set(worker_processes(server)) - set(before)) == 1
-        for earlier, later in zip(readings, readings[1:], strict=False):
+        for earlier, later in itertools.pairwise(readings):
             back = [
                 (name, value, later.get((name, labels)))
                 for (name, labels), value in earlier.items()
