@@ -2,6 +2,7 @@
 #   make serve     serve the models in models/ (no torch)     make test      all tests
 #   make retrain   train, evaluate, export, publish           make lint      ruff and mypy
 #   make protos    remake the gRPC stubs                      make lock      remake requirements/
+#   make bench-serve   the server against its two ceilings: the engine alone, and gRPC alone
 
 PYTHON ?= python3
 SERVE := .venv
@@ -10,7 +11,7 @@ DEV := .venv-dev
 DATA ?= cifar10
 ARGS ?=
 
-.PHONY: serve test retrain lint format protos lock clean
+.PHONY: serve test retrain bench-serve lint format protos lock clean
 
 serve: $(SERVE)/.made
 	$(SERVE)/bin/cifarserve serve $(ARGS)
@@ -20,6 +21,9 @@ test: $(DEV)/.made
 
 retrain: $(DEV)/.made
 	$(DEV)/bin/cifarserve retrain --data $(DATA) $(ARGS)
+
+bench-serve: $(DEV)/.made
+	$(DEV)/bin/python benchmarks/serve.py $(ARGS)
 
 lint: $(DEV)/.made
 	$(DEV)/bin/ruff check .

@@ -1,8 +1,10 @@
 """The dynamic batcher: many callers' images in, full batches to the engine, each caller's own rows back.
 
 Work-conserving: an idle engine starts at once on whatever waits; while it computes, the queue grows, so that batches
-get larger just as load does. There is no delay timer. Each engine has one task that takes from the queue; what is
-cancelled or past its deadline leaves the queue when the next batch is made up, before it costs compute.
+get larger just as load does. There is no delay unless it is asked for. Each engine has a thread of its own, which takes
+its next batch from the queue the moment it has finished one: the event loop, which may be in the middle of sixty
+requests, is not waited for. What is cancelled or past its deadline leaves the queue when the next batch is made up,
+before it costs compute.
 """
 
 from __future__ import annotations
@@ -12,29 +14,25 @@ import heapq
 import itertools
 import os
 import sys
+import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import suppress
 from typing import Protocol
 
-import numpy as np
-
-from service.engine import Engine, Floats
+from service.engine import Engine, Outputs
 from service.errors import DeadlineExceeded, QueueFull, Unavailable
-from service.images import Pixels
+from service.pending import Part, Request
 
 # Weight of the newest batch in the moving average of the drain rate: the last ten or so batches count.
 _RATE_WEIGHT = 0.2
-PRIORITY_STEP = 1.0  # seconds
-DEFAULT_PRIORITY, LOWEST_PRIORITY = 2, 3
 _MIN_RETRY_AFTER = 0.01  # seconds; sooner, a caller would only be turned away again
 _RETRY_AFTER_UNMEASURED = 1.0  # seconds, before the first batch has been timed
 
 
 class BatchObserver(Protocol):
-    """What the batcher reports of its work; `service.metrics` counts it."""
+    """What the batcher reports of its work; `service.metrics` counts it. All but `computed` from any thread."""
 
     def queue_changed(self, images: int) -> None:
         """`images` are now admitted and not yet computing."""
@@ -47,14 +45,6 @@ class BatchObserver(Protocol):
 
     def dropped(self, reason: str, images: int) -> None:
         """`images` will not be computed: shed, expired or cancelled."""
-
-
-@dataclass(frozen=True)
-class Answer:
-    probabilities: Floats  # [n, classes]
-    logits: Floats  # [n, classes]
-    queue_seconds: float  # from submission until the first image was computing
-    compute_seconds: float  # of all batches that held its images
 
 
 class Batcher:
@@ -70,46 +60,54 @@ class Batcher:
         max_queue_images: int,
         observer: BatchObserver,
         in_background: bool = False,
+        max_delay: float = 0.0,
+        target_latency: float = 0.0,
     ) -> None:
-        """`in_background` lets the engines compute only when nothing else wants the processor."""
+        """`in_background` lets the engines compute only when nothing else wants the processor.
+
+        `max_delay`, in seconds, is how long a batch that is not full waits for more images. With `target_latency`, in
+        seconds, batches are no larger than Engine.largest_batch says.
+        """
+        self._max_delay = max_delay
+        self._target_latency = target_latency
         self._max_queue_images = max_queue_images
         self.observer = observer
+        self._loop = asyncio.get_running_loop()
+        # Guards what the loop and the engines' threads share: the queue and the account of what is admitted.
+        self._changed = threading.Condition()
         # By due time, then by arrival: see Request.compute.
         self._queue: list[tuple[float, int, Request]] = []
         self._arrivals = itertools.count()
         self._admitted = 0
+        self._idle = 0  # engines that wait for a request
+        self._ringing = False  # whether _ring is about to be called
         self._images_per_second = 0.0
-        self._closing = False
-        self._wake = asyncio.Event()
+        self._closing = self._ended = False
         self._threads = ThreadPoolExecutor(len(engines), "engine", _yield_to_others if in_background else None)
-        self._tasks = [asyncio.create_task(self._serve(engine), name="batcher") for engine in engines]
+        self._tasks = [asyncio.create_task(self._keep(engine), name="batcher") for engine in engines]
 
-    @contextmanager
-    def admit(self, images: int) -> Iterator[Request]:
-        """Claim room in the queue for `images`, before they are decoded; leaving the block gives back what is unused.
+    def admit(self, images: int) -> Request:
+        """Claim room in the queue for `images`, before they are decoded; leaving the request's context gives back
+        what is unused.
 
         Raises QueueFull at once when there is no room, and Unavailable when the batcher is closing. A request
         larger than the whole queue is admitted when nothing else waits: otherwise it never would be.
         """
         if self._closing:
             raise Unavailable("draining: nothing new is accepted")
-        if self._admitted and self._admitted + images > self._max_queue_images:
-            self.observer.dropped("shed", images)
-            raise QueueFull(f"{self._admitted} images wait, the limit is {self._max_queue_images}", self._wait(images))
-        request = Request(self, images)
-        self._admit(images)
-        try:
-            yield request
-        except asyncio.CancelledError:
-            self.observer.dropped("cancelled", request.unclaimed)
-            raise
-        finally:
-            self._admit(-request.abandon())
+        with self._changed:
+            waiting = self._admitted
+            if not waiting or waiting + images <= self._max_queue_images:
+                self._admit(images)
+                return Request(self, images, self._loop.create_future())
+        self.observer.dropped("shed", images)
+        raise QueueFull(f"{waiting} images wait, the limit is {self._max_queue_images}", self._wait(images))
 
     async def close(self) -> None:
         """Admit nothing more, finish what is admitted, then end the engines' threads."""
-        self._closing = True
-        self._wake.set()
+        with self._changed:
+            self._closing = True
+            self._changed.notify_all()
         await asyncio.gather(*self._tasks)
         self._threads.shutdown()
 
@@ -119,17 +117,32 @@ class Batcher:
         return self._admitted
 
     def enqueue(self, request: Request, due: float) -> None:
-        heapq.heappush(self._queue, (due, next(self._arrivals), request))
-        self._wake.set()
+        with self._changed:
+            heapq.heappush(self._queue, (due, next(self._arrivals), request))
+            if not self._idle or self._ringing:
+                return
+            self._ringing = True
+        # The requests that came in with this one go into the same batch, and one call wakes the engine for all.
+        self._loop.call_soon(self._ring)
 
     def give_back(self, images: int) -> None:
-        self._admit(-images)
+        with self._changed:
+            self._admit(-images)
+
+    def release(self, request: Request, cancelled: bool) -> None:
+        """Nobody waits for `request` any more."""
+        with self._changed:
+            unclaimed = request.abandon()
+            if unclaimed:
+                self._admit(-unclaimed)
+        if cancelled:
+            self.observer.dropped("cancelled", unclaimed)
 
     def _admit(self, images: int) -> None:
         self._admitted += images
         self.observer.queue_changed(self._admitted)
         if self._closing and not self._admitted:
-            self._wake.set()
+            self._changed.notify_all()
 
     def _wait(self, images: int) -> float:
         """Seconds until the queue has room for `images`, by the rate of the last batches."""
@@ -138,13 +151,46 @@ class Batcher:
         excess = self._admitted + images - self._max_queue_images
         return max(_MIN_RETRY_AFTER, excess / self._images_per_second)
 
-    async def _serve(self, engine: Engine) -> None:
-        while self._admitted or not self._closing:
-            if batch := self._next_batch(engine.max_batch_size):
-                await self._compute(engine, batch)
-            else:
-                self._wake.clear()
-                await self._wake.wait()
+    def _ring(self) -> None:
+        with self._changed:
+            self._ringing = False
+            self._changed.notify_all()
+
+    async def _keep(self, engine: Engine) -> None:
+        try:
+            await self._loop.run_in_executor(self._threads, self._serve, engine)
+        finally:  # when the loop is torn down, too: the thread must not wait for ever
+            with self._changed:
+                self._ended = True
+                self._changed.notify_all()
+
+    def _serve(self, engine: Engine) -> None:
+        """On the engine's thread: compute batch after batch until the batcher is closed."""
+        with suppress(RuntimeError):  # the loop is closed: nobody waits for what was computed
+            room = engine.largest_batch(self._target_latency) if self._target_latency else engine.max_batch_size
+            while batch := self._take(room):
+                self._compute(engine, batch)
+
+    def _take(self, room: int) -> list[Part]:
+        """Wait for the next batch; empty when there will be none."""
+        with self._changed:
+            while not self._ended:
+                delay = self._delay(room) if self._max_delay else 0.0
+                if delay <= 0 and (batch := self._next_batch(room)):
+                    return batch
+                if self._closing and not self._admitted:
+                    break
+                self._idle += 1
+                self._changed.wait(delay if delay > 0 else None)
+                self._idle -= 1
+            return []
+
+    def _delay(self, room: int) -> float:
+        """Seconds for which the requests in the queue may still wait for others; none when they fill the batch."""
+        waiting = [request for _, _, request in self._queue if not request.done]
+        if not waiting or self._closing or sum(request.unclaimed for request in waiting) >= room:
+            return 0.0
+        return min(request.submitted for request in waiting) + self._max_delay - time.monotonic()
 
     def _next_batch(self, room: int) -> list[Part]:
         """The next live images, `room` at most."""
@@ -152,134 +198,53 @@ class Batcher:
         now = time.monotonic()
         while self._queue and room:
             _, _, request = self._queue[0]
-            if request.is_dead(now):
+            if request.done or self._expires(request, now):
                 heapq.heappop(self._queue)
                 continue
             if request.untouched:
                 self.observer.left_queue(request.start(now))
             part = request.claim(room)
-            self._admit(-len(part.images))
             batch.append(part)
             room -= len(part.images)
             if not request.unclaimed:
                 heapq.heappop(self._queue)
+        if batch:
+            self._admit(-sum(len(part.images) for part in batch))
         return batch
 
-    async def _compute(self, engine: Engine, batch: list[Part]) -> None:
-        loop = asyncio.get_running_loop()
+    def _expires(self, request: Request, now: float) -> bool:
+        """Whether its deadline has passed, which counts only until compute has begun; it is then told so."""
+        if request.deadline is None or request.deadline > now or not request.untouched:
+            return False
+        self.observer.dropped("expired", request.unclaimed)
+        error = DeadlineExceeded("the deadline passed while the request waited in the queue")
+        self._loop.call_soon_threadsafe(request.fail, error)
+        return True
+
+    def _compute(self, engine: Engine, batch: list[Part]) -> None:
         started = time.monotonic()
         try:
-            pixels = [part.images for part in batch]
-            images = pixels[0] if len(pixels) == 1 else np.concatenate(pixels)
-            outputs = await loop.run_in_executor(self._threads, engine.run, images)
+            outputs = engine.compute([part.images for part in batch])
         except Exception as error:  # whatever the engine raises is the answer of this batch, and of no other
-            for part in batch:
-                part.request.fail(error)
+            self._loop.call_soon_threadsafe(_fail, batch, error)
             return
-        seconds = time.monotonic() - started
-        self.observer.computed(len(images), engine.bucket(len(images)), seconds)
-        self._measure(len(images), seconds)
+        self._loop.call_soon_threadsafe(self._finish, engine, batch, outputs, time.monotonic() - started)
+
+    def _finish(self, engine: Engine, batch: list[Part], outputs: Outputs, seconds: float) -> None:
+        """On the loop: give every request in the batch its rows."""
         first = 0
         for part in batch:
             rows = slice(first, first + len(part.images))
             part.request.take(part.first, outputs.probabilities[rows], outputs.logits[rows], seconds)
-            first += len(part.images)
-
-    def _measure(self, images: int, seconds: float) -> None:
+            first = rows.stop
+        self.observer.computed(first, engine.bucket(first), seconds)
         weight = _RATE_WEIGHT if self._images_per_second else 1.0
-        self._images_per_second += weight * (images / seconds - self._images_per_second)
+        self._images_per_second += weight * (first / seconds - self._images_per_second)
 
 
-@dataclass(frozen=True)
-class Part:
-    """The images of one request, from number `first` on, that are in one batch."""
-
-    request: Request
-    first: int
-    images: Pixels
-
-
-class Request:
-    """One caller's images on their way through the batcher: admitted, submitted, claimed by batches, answered."""
-
-    def __init__(self, batcher: Batcher, images: int) -> None:
-        self.unclaimed = images  # not yet computing; these count against the queue's bound
-        self._batcher = batcher
-        self._count = images
-        self._images: Pixels | None = None
-        self._deadline: float | None = None
-        self._answer: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
-        # By the number of their first image: with several engines, parts may finish in another order.
-        self._rows: dict[int, tuple[Floats, Floats]] = {}
-        self._submitted = self._queue_seconds = self._compute_seconds = 0.0
-
-    async def compute(self, images: Pixels, deadline: float | None = None, priority: int = 0) -> Answer:
-        """Queue uint8 [n, height, width, channels], n as admitted, and wait for their rows.
-
-        `deadline` is in seconds on time.monotonic()'s clock. `priority` is 1 (highest), 2 (which 0 means too) or
-        beyond: each step down counts like having arrived PRIORITY_STEP later, so that nobody starves. Raises
-        DeadlineExceeded when the deadline passes before compute begins, and whatever the engine raises.
-        """
-        if len(images) != self._count:
-            raise ValueError(f"{self._count} images were admitted, {len(images)} submitted")
-        self._images, self._deadline, self._submitted = images, deadline, time.monotonic()
-        level = min(max(priority or DEFAULT_PRIORITY, 1), LOWEST_PRIORITY)
-        self._batcher.enqueue(self, self._submitted + level * PRIORITY_STEP)
-        return await self._answer
-
-    def shrink(self, images: int) -> None:
-        """Before `compute`: only `images` of the admitted are left to compute."""
-        self._batcher.give_back(self.unclaimed - images)
-        self._count = self.unclaimed = images
-
-    @property
-    def untouched(self) -> bool:
-        """Whether no batch has claimed any of its images."""
-        return self.unclaimed == self._count
-
-    def is_dead(self, now: float) -> bool:
-        """Whether nobody waits for it any more. A deadline counts only until compute has begun."""
-        if not self._answer.done() and self._deadline is not None and self._deadline <= now and self.untouched:
-            self._batcher.observer.dropped("expired", self.unclaimed)
-            self._answer.set_exception(DeadlineExceeded("the deadline passed while the request waited in the queue"))
-        return self._answer.done()
-
-    def start(self, now: float) -> float:
-        """Note that compute begins; returns the seconds it waited."""
-        self._queue_seconds = now - self._submitted
-        return self._queue_seconds
-
-    def claim(self, room: int) -> Part:
-        """The next images, at most `room`, for a batch."""
-        assert self._images is not None
-        first = self._count - self.unclaimed
-        images = self._images[first : first + room]
-        self.unclaimed -= len(images)
-        return Part(self, first, images)
-
-    def take(self, first: int, probabilities: Floats, logits: Floats, seconds: float) -> None:
-        """Rows of its images from number `first` on, from a batch that took `seconds`; the last complete the answer."""
-        if self._answer.done():
-            return
-        self._rows[first] = probabilities, logits
-        self._compute_seconds += seconds
-        if sum(len(rows) for rows, _ in self._rows.values()) < self._count:
-            return
-        if len(self._rows) > 1:
-            in_order = (self._rows[first] for first in sorted(self._rows))
-            probabilities, logits = (np.concatenate(parts) for parts in zip(*in_order, strict=True))
-        self._answer.set_result(Answer(probabilities, logits, self._queue_seconds, self._compute_seconds))
-
-    def fail(self, error: Exception) -> None:
-        if not self._answer.done():
-            self._answer.set_exception(error)
-
-    def abandon(self) -> int:
-        """Nobody waits any more: let the images go, and return how many of them still counted against the queue."""
-        self._answer.cancel()
-        self._images = None
-        unclaimed, self.unclaimed = self.unclaimed, 0
-        return unclaimed
+def _fail(batch: list[Part], error: Exception) -> None:
+    for part in batch:
+        part.request.fail(error)
 
 
 def _yield_to_others() -> None:

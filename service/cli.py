@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import dataclasses
 import json
-import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.table import Table
+
+if TYPE_CHECKING:
+    from service.config import Settings
+    from service.workers import Started
 
 USAGE_ERROR = 2  # as argparse
 REFUSED = 3  # by a gate, as the training commands
@@ -107,36 +112,50 @@ def _add_comparison(parser: argparse.ArgumentParser) -> None:
 
 
 def _serve(options: argparse.Namespace) -> int:
-    from service import config
-    from service.server import Server, StartError, run
-    from service.serving import LoadError
+    from service import config, workers
+    from service.errors import StartError
 
     try:
         settings = config.load(vars(options))
     except config.ConfigError as error:
         return _fail(str(error), USAGE_ERROR)
-    logging.basicConfig(
-        level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr
-    )
+    config.set_up_logging(settings)
+    settings = dataclasses.replace(settings, workers=workers.count(settings))
 
-    def announce(server: Server) -> None:
-        for model in server.repository.models():
-            print(
-                f"serving {model.title} ({len(model.manifest.labels)} classes,"
-                f" accuracy {model.manifest.evaluation['accuracy']:.2%}) on {model.engine.provider},"
-                f" {model.engine.precision}"
-            )
-        print(f"gRPC     {settings.host}:{server.port}")
-        print(f"metrics  http://{settings.host}:{server.metrics_port}/metrics")
-        print(f"try      cifarserve classify --target {settings.host}:{server.port} PICTURE", flush=True)
+    def announce(started: workers.Started) -> None:
+        for model in started.models:
+            print(f"serving {model}")
+        print(f"gRPC     {settings.host}:{started.port}")
+        print(f"metrics  http://{settings.host}:{started.metrics_port}/metrics")
+        print(f"try      cifarserve classify --target {settings.host}:{started.port} PICTURE", flush=True)
 
     try:
-        asyncio.run(run(settings, announce))
-    except (LoadError, StartError) as error:
+        if settings.workers > 1:
+            asyncio.run(workers.supervise(settings, announce))
+        else:
+            _serve_here(settings, announce)
+    except StartError as error:
         return _fail(str(error))
     except asyncio.CancelledError:
         return _fail("stopped by a second signal; calls that were not done are lost")
     return 0
+
+
+def _serve_here(settings: Settings, announce: Callable[[Started], None]) -> None:
+    """In this process; onnxruntime is imported here, so that a supervisor of workers is without it."""
+    from service.errors import StartError
+    from service.server import Server, serve
+    from service.serving import LoadError
+    from service.workers import Started
+
+    def started(server: Server) -> None:
+        models = [model.description for model in server.repository.models()]
+        announce(Started(server.port, server.metrics_port, models))
+
+    try:
+        serve(settings, started)
+    except LoadError as error:
+        raise StartError(str(error)) from error
 
 
 def _classify(options: argparse.Namespace) -> int:

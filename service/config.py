@@ -8,7 +8,10 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import json
+import logging
 import os
+import sys
 import tomllib
 import typing
 from collections.abc import Mapping
@@ -49,11 +52,21 @@ class Settings:
         "auto", "what computes; auto takes the first of cuda, openvino, cpu that is really there",
         choices=("auto", "cpu", "openvino", "cuda", "tensorrt"),
     )  # fmt: skip
+    workers: int = _setting(
+        1, "processes that share the port; 0 or auto: one for every two cores", least=0, most=256, auto=0
+    )
     threads: int = _setting(0, "threads that compute; 0: the cores this process may use", least=0, most=1024)
     decode_threads: int = _setting(
         0, "threads that decode pictures; 0: the cores this process may use", least=0, most=1024
     )
     max_batch_size: int = _setting(64, "most images computed at once", least=1, most=4096)
+    max_queue_delay: float = _setting(
+        0.0, "seconds for which a batch that is not full waits for more images; 0: an idle engine starts at once",
+        least=0.0, most=10.0,
+    )  # fmt: skip
+    target_latency: float = _setting(
+        0.0, "seconds: batches no larger than keep within it, as timed at load; 0: up to max_batch_size", least=0.0
+    )
     max_queue_images: int = _setting(1024, "images that may wait; beyond, requests are shed", least=1)
     max_images_per_request: int = _setting(256, "images in one request", least=1)
     max_message_bytes: int = _setting(32 << 20, "size of one message", least=1024, most=(1 << 31) - 1)
@@ -107,6 +120,18 @@ def load(flags: Mapping[str, Any], environment: Mapping[str, str] | None = None)
     return Settings(**values)
 
 
+def from_json(text: str) -> Settings:
+    """The settings that dataclasses.asdict gave, through JSON. Raises ConfigError."""
+    return Settings(**{name: check_setting(name, value, name) for name, value in json.loads(text).items()})
+
+
+def set_up_logging(settings: Settings) -> None:
+    """Log lines go to standard error."""
+    logging.basicConfig(
+        level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr
+    )
+
+
 def flag(name: str) -> str:
     return "--" + name.replace("_", "-")
 
@@ -134,6 +159,8 @@ def _from_file(given: Path | None) -> dict[str, Any]:
 def _parse(name: str, text: str, source: str) -> Any:
     """Text from the environment or the command line to the field's type."""
     kind = TYPES[name]
+    if text == "auto" and "auto" in FIELDS[name].metadata:
+        return FIELDS[name].metadata["auto"]
     try:
         value = tuple(part for part in text.split(",") if part) if kind == TUPLE else kind(text)
     except ValueError:
@@ -144,6 +171,8 @@ def _parse(name: str, text: str, source: str) -> Any:
 def check_setting(name: str, value: Any, source: str) -> Any:
     """The value of the field `name` in its type and within its limits. Raises ConfigError naming `source`."""
     kind = TYPES[name]
+    if value == "auto" and "auto" in FIELDS[name].metadata:
+        return FIELDS[name].metadata["auto"]
     if kind == TUPLE and isinstance(value, list | tuple) and all(isinstance(part, str) for part in value):
         return tuple(value)
     if kind is Path and isinstance(value, str):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import threading
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from service.manifest import Manifest
 _FLOOR = 1e-4
 # Fewer images than this, and the index measures chance: the window counts as empty.
 MIN_IMAGES = 200
+_PENDING_IMAGES = 64
 
 
 class DriftWindow:
@@ -35,18 +37,39 @@ class DriftWindow:
         self._classes = np.zeros(size, np.int32)
         self._bins = np.zeros(size, np.int32)
         self._next = 0
+        self._settled = 0
+        # Answers not yet in the window: for the arithmetic, sixty-four rows at once cost little more than one.
+        self._pending: list[Floats] = []
+        self._pending_images = 0
+        self._lock = threading.Lock()  # the index is asked for by the thread that answers a scrape
         self.size = size
-        self.images = 0
+
+    @property
+    def images(self) -> int:
+        """How many images the window holds."""
+        return min(self._settled + self._pending_images, self.size)
 
     def add(self, probabilities: Floats) -> None:
         """Take the rows of an answer, [n, classes], into the window."""
-        rows = probabilities[-len(self._classes) :]
+        with self._lock:
+            self._pending.append(probabilities)
+            self._pending_images += len(probabilities)
+            if self._pending_images >= _PENDING_IMAGES:
+                self._settle()
+
+    def _settle(self) -> None:
+        """Bring the pending rows into the window."""
+        if not self._pending:
+            return
+        rows = np.concatenate(self._pending)[-len(self._classes) :]
+        self._pending.clear()
+        self._pending_images = 0
         places = np.arange(self._next, self._next + len(rows)) % len(self._classes)
         self._classes[places] = rows.argmax(axis=1)
         inner = np.searchsorted(self._edges, rows.max(axis=1), side="right") - 1
         self._bins[places] = np.clip(inner, 0, len(self._confidence_baseline) - 1)
         self._next = int(places[-1] + 1) % len(self._classes)
-        self.images = min(self.images + len(rows), len(self._classes))
+        self._settled = min(self._settled + len(rows), len(self._classes))
 
     def class_index(self) -> float:
         """Of the predicted classes; NaN while the window holds too few images."""
@@ -57,9 +80,11 @@ class DriftWindow:
         return self._index(self._bins, self._confidence_baseline)
 
     def _index(self, values: npt.NDArray[np.int32], baseline: npt.NDArray[np.float64]) -> float:
-        if self.images < MIN_IMAGES:
-            return math.nan
-        found = np.bincount(values[: self.images], minlength=len(baseline))
+        with self._lock:
+            self._settle()
+            if self._settled < MIN_IMAGES:
+                return math.nan
+            found = np.bincount(values[: self._settled], minlength=len(baseline))
         return stability_index(baseline, found)
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import time
+from bisect import bisect_left
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +21,10 @@ Floats = npt.NDArray[np.float32]
 # fp32: two orders above what reordered sums give; the others: what their bits of fraction (7, 10, 8) lead to
 # at a softmax, with a margin of about two.
 TOLERANCE = {"fp32": 1e-3, "fp16": 2e-2, "bf16": 8e-2, "int8": 1.5e-1}
+
+
+# The fastest of so many counts: a busy machine makes a run slower, never faster.
+_TIMED_RUNS = 2
 
 
 class EngineError(RuntimeError):
@@ -62,7 +69,9 @@ class Engine:
         self.provider = providers.NAMES[provider]
         self.buckets = batch_buckets(max_batch_size)
         self.image_shape = _image_shape(session)
-        self._padded = np.zeros((max_batch_size, *self.image_shape), np.uint8)
+        # Seconds that a batch of each bucket took, warm; what has not been timed is not in it.
+        self.bucket_seconds: dict[int, float] = {}
+        self._buffer = np.zeros((max_batch_size, *self.image_shape), np.uint8)
 
     @property
     def max_batch_size(self) -> int:
@@ -70,23 +79,42 @@ class Engine:
 
     def bucket(self, images: int) -> int:
         """The number of rows that a batch of `images` is computed with."""
-        return next(bucket for bucket in self.buckets if bucket >= images)
+        return self.buckets[bisect_left(self.buckets, images)]
 
     def run(self, images: Pixels) -> Outputs:
         """Classify uint8 [n, height, width, channels], 1 <= n <= max_batch_size."""
-        count = len(images)
+        return self.compute((images,))
+
+    def compute(self, parts: Sequence[Pixels]) -> Outputs:
+        """Classify the images of `parts`, as of `run`, in one batch: each is copied once, into the batch's buffer."""
+        count = len(parts[0]) if len(parts) == 1 else sum(map(len, parts))
         bucket = self.bucket(count)
-        if bucket != count:
+        images = parts[0]
+        if bucket != len(images):
             # Rows past `count` hold what an earlier batch left there: valid pixels, whose results are dropped.
-            self._padded[:count] = images
-            images = self._padded[:bucket]
+            images = self._buffer[:bucket]
+            np.concatenate(parts, out=images[:count])
         probabilities, logits = self._session.run(("probabilities", "logits"), {"image": images})
         return Outputs(probabilities[:count], logits[:count])
 
     def warm_up(self) -> None:
-        """Run every bucket once, so that no caller waits for a provider to compile or tune for its shape."""
+        """Run every bucket, so that no caller waits for a provider to compile or tune for its shape, and time it."""
         for bucket in self.buckets:
-            self.run(self._padded[:bucket])
+            self.run(self._buffer[:bucket])
+            took = []
+            for _ in range(_TIMED_RUNS):
+                started = time.perf_counter()
+                self.run(self._buffer[:bucket])
+                took.append(time.perf_counter() - started)
+            self.bucket_seconds[bucket] = min(took)
+
+    def largest_batch(self, target_latency: float) -> int:
+        """The largest bucket with which an image is answered within `target_latency` seconds; at least the smallest.
+
+        That is half of the target for its own batch, as the batch before it may just have begun when it comes.
+        """
+        fitting = [bucket for bucket, seconds in self.bucket_seconds.items() if 2 * seconds <= target_latency]
+        return max(fitting, default=self.buckets[0])
 
     def check_golden(self, golden: Path) -> None:
         """Replay the inputs of golden.npz; raise EngineError when a probability is off by more than TOLERANCE."""

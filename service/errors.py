@@ -36,6 +36,10 @@ class Unavailable(ServiceError):
     """The model is loading, or the server is draining: another replica, or a moment later, may answer."""
 
 
+class StartError(RuntimeError):
+    """The server cannot start: a port is taken, or a worker does not come up. No answer to a call."""
+
+
 class InternalError(ServiceError):
     """A fault of ours. `error_id` is in the log, beside the stack that the caller does not get."""
 

@@ -17,11 +17,11 @@ import numpy as np
 from google.rpc import status_pb2
 
 from service import status
-from service.batching import Answer
 from service.config import Settings
 from service.errors import InvalidInput
 from service.images import Pixels
 from service.metrics import Metrics
+from service.pending import Answer
 from service.repository import Repository
 from service.serving import ServedModel
 from service.shadow import Shadow

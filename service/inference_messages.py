@@ -6,11 +6,11 @@ import numpy as np
 from inference import grpc_predict_v2_pb2 as pb
 
 from service import tensors
-from service.batching import Answer
 from service.classifier import top_classes
 from service.manifest import TensorSpec
 from service.metrics import Statistics
 from service.model_config import ModelConfig, VersionPolicy
+from service.pending import Answer
 from service.serving import ServedModel
 
 PLATFORM = "onnx_onnxv1"

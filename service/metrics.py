@@ -113,6 +113,7 @@ class VersionMetrics:
         self._labels = labels
         self._metrics = metrics
         self.statistics = Statistics()
+        self._requests: dict[str, Counter] = {}  # by code, so that a request looks no labels up
         self._decode_seconds = metrics._decode_seconds.labels(*labels)
         self._request_seconds = metrics._request_seconds.labels(*labels)
         self._queue_seconds = metrics._queue_seconds.labels(*labels)
@@ -158,7 +159,10 @@ class VersionMetrics:
         self._metrics._shadow_images.labels(*self._labels, "shed").inc(images)
 
     def answered(self, code: str, seconds: float) -> None:
-        self._metrics._requests.labels(*self._labels, code).inc()
+        requests = self._requests.get(code)
+        if requests is None:
+            requests = self._requests[code] = self._metrics._requests.labels(*self._labels, code)
+        requests.inc()
         self._request_seconds.observe(seconds)
         if code == "OK":
             self.statistics.succeeded += 1

@@ -12,6 +12,8 @@ drift_images = 4096             # size of the sliding window that is compared wi
 provider = "cpu"                # these, when given, replace the server's own settings
 threads = 2
 max_batch_size = 32
+max_queue_delay = 0.002         # seconds for which a batch that is not full waits
+target_latency = 0.02           # seconds: no larger batches than keep within it
 max_queue_images = 512
 """
 
@@ -32,7 +34,7 @@ from service.config import ConfigError, Settings
 CONFIG_FILE = "config.toml"
 ALL = "all"
 _LATEST = re.compile(r"latest(?: ([1-9][0-9]{0,3}))?")
-_OVERRIDES = ("provider", "threads", "max_batch_size", "max_queue_images")
+_OVERRIDES = ("provider", "threads", "max_batch_size", "max_queue_delay", "target_latency", "max_queue_images")
 
 
 @dataclass(frozen=True)
@@ -62,6 +64,8 @@ class Compute:
     provider: str
     threads: int
     max_batch_size: int
+    max_queue_delay: float  # seconds
+    target_latency: float  # seconds; 0: none
     max_queue_images: int
     instances: int
     in_background: bool = False

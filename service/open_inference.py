@@ -118,6 +118,7 @@ class OpenInference(pb_grpc.GRPCInferenceServiceServicer):
         self, request: pb.RepositoryModelLoadRequest, context: _Context
     ) -> pb.RepositoryModelLoadResponse:
         try:
+            self._refuse_with_workers("loaded")
             await self._frontend.repository.load(request.model_name, _override(request.parameters))
         except (ServiceError, LoadError) as error:
             await status.abort(context, status.from_error(_as_answer(error)))
@@ -127,12 +128,21 @@ class OpenInference(pb_grpc.GRPCInferenceServiceServicer):
         self, request: pb.RepositoryModelUnloadRequest, context: _Context
     ) -> pb.RepositoryModelUnloadResponse:
         try:
+            self._refuse_with_workers("unloaded")
             if self._frontend.settings.model_control != "explicit":
                 raise Unavailable("models are unloaded only with --model-control explicit")
             await self._frontend.repository.unload(request.model_name)
         except ServiceError as error:
             await status.abort(context, status.from_error(error))
         return pb.RepositoryModelUnloadResponse()
+
+    def _refuse_with_workers(self, done: str) -> None:
+        """A call reaches one worker, and the others would go on serving what they serve."""
+        if self._frontend.settings.workers > 1:
+            raise Unavailable(
+                f"with several workers, models are not {done} by a call: change the folder or config.toml,"
+                " then send SIGHUP, or let the server poll"
+            )
 
     def _find(self, name: str, version: str) -> ServedModel:
         return self._frontend.repository.find(name, _version(version))

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from service import cpu
-from service.batching import Answer, Batcher, Request
+from service.batching import Batcher
 from service.cache import ResponseCache
 from service.config import ConfigError
 from service.drift import DriftWindow
@@ -21,6 +21,7 @@ from service.images import Pixels
 from service.manifest import GOLDEN_FILE, MODEL_FILE, Manifest, ManifestError, read_manifest, verify_files
 from service.metrics import Metrics, VersionMetrics
 from service.model_config import Compute, ModelConfig
+from service.pending import Answer, Request
 
 log = logging.getLogger(__name__)
 
@@ -56,6 +57,8 @@ class ServedModel:
         self.batcher = Batcher(
             loaded.engines,
             max_queue_images=loaded.compute.max_queue_images,
+            max_delay=loaded.compute.max_queue_delay,
+            target_latency=loaded.compute.target_latency,
             observer=self.metrics,
             in_background=loaded.compute.in_background,
         )
@@ -67,6 +70,14 @@ class ServedModel:
     @property
     def title(self) -> str:
         return f"{self.manifest.name} version {self.manifest.version}"
+
+    @property
+    def description(self) -> str:
+        """For people: what is served, how good it is, and what computes it."""
+        return (
+            f"{self.title} ({len(self.manifest.labels)} classes, accuracy {self.manifest.evaluation['accuracy']:.2%})"
+            f" on {self.engine.provider}, {self.engine.precision}"
+        )
 
     async def compute_answer(
         self, admitted: Request, images: Pixels, deadline: float | None = None, priority: int = 0

@@ -6,17 +6,21 @@ import asyncio
 import threading
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 
+import hypothesis
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from service import batching
-from service.batching import Answer, Batcher
+from service import pending
+from service.batching import Batcher
 from service.engine import Engine, Outputs
 from service.errors import DeadlineExceeded, QueueFull, Unavailable
 from service.manifest import MODEL_FILE
+from service.pending import Answer
 from tests import colour_model
 
 BATCH = 8
@@ -54,12 +58,12 @@ class HeldEngine(Engine):
         self.gate = threading.Semaphore(0)
         self.entered = threading.Semaphore(0)
 
-    def run(self, images: np.ndarray) -> Outputs:
+    def compute(self, parts: Sequence[np.ndarray]) -> Outputs:
         self.entered.release()
         assert self.gate.acquire(timeout=20)
-        if (images == 255).all():
+        if any((images == 255).all() for images in parts):
             raise RuntimeError("the engine broke")
-        return super().run(images)
+        return super().compute(parts)
 
     async def busy(self) -> None:
         """Until a batch is in the engine."""
@@ -77,10 +81,16 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 Scenario = Callable[[Batcher, HeldEngine, Recorder], Awaitable[None]]
 
 
-def run(model: Path, scenario: Scenario, max_queue_images: int = 100) -> Recorder:
+def run(
+    model: Path,
+    scenario: Scenario,
+    max_queue_images: int = 100,
+    engine_type: type[HeldEngine] | None = None,
+    **settings: float,
+) -> Recorder:
     async def main() -> Recorder:
-        engine, recorder = HeldEngine(model), Recorder()
-        batcher = Batcher([engine], max_queue_images=max_queue_images, observer=recorder)
+        engine, recorder = (engine_type or HeldEngine)(model), Recorder()
+        batcher = Batcher([engine], max_queue_images=max_queue_images, observer=recorder, **settings)
         try:
             async with asyncio.timeout(30):
                 await scenario(batcher, engine, recorder)
@@ -291,7 +301,7 @@ def test_closing_waits_for_a_request_that_is_still_being_decoded(model: Path) ->
 
 def order_of_answers(model: Path, priorities: list[int], monkeypatch: pytest.MonkeyPatch, step: float) -> list[int]:
     """The numbers of full-batch requests, sent one after the other, in the order in which they were answered."""
-    monkeypatch.setattr(batching, "PRIORITY_STEP", step)
+    monkeypatch.setattr(pending, "PRIORITY_STEP", step)
     images = colour_model.distinct(BATCH)
     order: list[int] = []
 
@@ -321,3 +331,93 @@ def test_a_higher_priority_leaves_the_queue_first(model: Path, monkeypatch: pyte
 def test_a_lower_priority_does_not_starve(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # A step is worth as much as waiting that long: with one of a millisecond, the older goes first all the same.
     assert order_of_answers(model, [3, 2, 1], monkeypatch, step=0.001) == [0, 1, 2]
+
+
+def test_with_a_delay_a_batch_waits_until_it_is_full(model: Path) -> None:
+    images = colour_model.distinct(BATCH)
+
+    async def scenario(batcher: Batcher, engine: HeldEngine, recorder: Recorder) -> None:
+        engine.let()
+        tasks = []
+        for number in range(BATCH):
+            tasks.append(start(batcher, images[number : number + 1]))
+            await asyncio.sleep(0.01)
+            assert number == BATCH - 1 or not recorder.waited, "it must not start before it is full"
+        for number, task in enumerate(tasks):
+            assert_answers(await task, images[number : number + 1])
+
+    assert run(model, scenario, max_delay=10.0).batches == [(BATCH, BATCH)]
+
+
+def test_with_a_delay_a_lone_request_is_computed_when_it_has_passed(model: Path) -> None:
+    async def scenario(batcher: Batcher, engine: HeldEngine, recorder: Recorder) -> None:
+        engine.let()
+        answer = await classify(batcher, colour_model.distinct(1))
+        assert answer.queue_seconds >= 0.05
+
+    assert run(model, scenario, max_delay=0.05).batches == [(1, 1)]
+
+
+def test_closing_does_not_wait_for_the_delay(model: Path) -> None:
+    async def scenario(batcher: Batcher, engine: HeldEngine, recorder: Recorder) -> None:
+        engine.let()
+        waiting = start(batcher, colour_model.distinct(1))
+        await asyncio.sleep(0)
+        await batcher.close()
+        assert (await waiting).queue_seconds < 5
+
+    run(model, scenario, max_delay=10.0)
+
+
+def test_with_a_target_latency_batches_are_no_larger_than_it_allows(model: Path) -> None:
+    images = colour_model.distinct(20)
+
+    async def scenario(batcher: Batcher, engine: HeldEngine, recorder: Recorder) -> None:
+        engine.let()
+        assert_answers(await classify(batcher, images), images)
+
+    class TimedEngine(HeldEngine):
+        def __init__(self, model: Path) -> None:
+            super().__init__(model)
+            self.bucket_seconds = {1: 0.01, 2: 0.015, 4: 0.024, 8: 0.04}
+
+    assert TimedEngine(model).largest_batch(0.05) == 4
+    assert TimedEngine(model).largest_batch(0.08) == 8
+    assert TimedEngine(model).largest_batch(0.001) == 1, "what cannot be met is met as well as can be"
+    recorder = run(model, scenario, engine_type=TimedEngine, target_latency=0.05)
+    assert recorder.batches == [(4, 4)] * 5
+
+
+@given(st.lists(st.integers(1, 20), min_size=1, max_size=12), st.integers(1, 3), st.data())
+@hypothesis.settings(max_examples=25, deadline=None)
+def test_whatever_comes_and_goes_everyone_who_stays_gets_his_own_rows(
+    model: Path, sizes: list[int], engines: int, data: st.DataObject
+) -> None:
+    """Requests of any sizes, on any number of engines, some cancelled at any moment: nothing is lost or mixed up."""
+    gone = data.draw(st.sets(st.integers(0, len(sizes) - 1)), "cancelled")
+    pauses = data.draw(st.lists(st.sampled_from([0, 0.0005]), min_size=len(sizes), max_size=len(sizes)), "pauses")
+    pool = colour_model.distinct(sum(sizes))
+
+    async def main() -> Recorder:
+        recorder = Recorder()
+        made = [Engine(model, provider="cpu", max_batch_size=BATCH) for _ in range(engines)]
+        batcher = Batcher(made, max_queue_images=1000, observer=recorder)
+        tasks, first = [], 0
+        for size, pause in zip(sizes, pauses, strict=True):
+            tasks.append((pool[first : first + size], start(batcher, pool[first : first + size])))
+            first += size
+            await asyncio.sleep(pause)
+        for number in gone:
+            tasks[number][1].cancel()
+        for number, (images, task) in enumerate(tasks):
+            try:
+                assert_answers(await task, images)
+            except asyncio.CancelledError:
+                assert number in gone
+        await batcher.close()
+        assert all(images <= bucket <= BATCH for images, bucket in recorder.batches)
+        assert recorder.queue_images == 0
+        return recorder
+
+    recorder = asyncio.run(main())
+    assert sum(images for images, _ in recorder.batches) + recorder.lost["cancelled"] == sum(sizes)

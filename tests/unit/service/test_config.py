@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
+import json
 from pathlib import Path
 
 import pytest
@@ -73,3 +75,17 @@ def test_a_file_that_was_named_must_be_there(file: Path) -> None:
 def test_limits_that_contradict_each_other_are_refused() -> None:
     with pytest.raises(config.ConfigError, match="max_images_per_request"):
         load(["--max-images-per-request", "10", "--max-queue-images", "5"])
+
+
+def test_auto_is_taken_for_the_number_of_workers_alone(file: Path) -> None:
+    assert load(["--workers", "auto"]).workers == 0
+    assert load([], {"CIFARSERVE_WORKERS": "auto"}).workers == 0
+    file.write_text('workers = "auto"\n')
+    assert load(["--config", str(file)]).workers == 0
+    with pytest.raises(config.ConfigError, match="--threads: 'auto' is not a whole number"):
+        load(["--threads", "auto"])
+
+
+def test_settings_survive_json() -> None:
+    settings = config.Settings(model_repository=Path("/srv/models"), load_model=("a", "b"), lame_duck_seconds=2.5)
+    assert config.from_json(json.dumps(dataclasses.asdict(settings), default=str)) == settings

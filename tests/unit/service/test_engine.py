@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import hypothesis
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from service.engine import Engine, EngineError, batch_buckets
 from service.manifest import GOLDEN_FILE, MODEL_FILE
@@ -42,6 +45,20 @@ def test_every_batch_size_gives_each_image_its_own_answer(engine: Engine) -> Non
 
 def test_a_batch_is_padded_to_the_next_bucket(engine: Engine) -> None:
     assert [engine.bucket(count) for count in (1, 2, 3, 16, 17, 24)] == [1, 2, 4, 16, 24, 24]
+
+
+@given(st.lists(st.integers(1, 24), min_size=1, max_size=24).filter(lambda sizes: sum(sizes) <= 24))
+@hypothesis.settings(max_examples=30, deadline=None)
+def test_parts_of_any_sizes_give_the_rows_of_their_images_in_order(engine: Engine, sizes: list[int]) -> None:
+    images = colour_model.distinct(sum(sizes))
+    outputs = engine.compute(np.split(images, np.cumsum(sizes)[:-1]))
+    np.testing.assert_allclose(outputs.probabilities, colour_model.expected(images), atol=1e-6)
+
+
+def test_warming_up_times_every_bucket(engine: Engine) -> None:
+    engine.warm_up()
+    assert tuple(engine.bucket_seconds) == engine.buckets
+    assert all(seconds > 0 for seconds in engine.bucket_seconds.values())
 
 
 def test_the_golden_check_passes_right_answers_and_names_the_difference_of_wrong_ones(
