@@ -37,8 +37,8 @@ import json, sys, time
 from pathlib import Path
 import numpy as np
 from service.engine import Engine
-path, provider, precisions, threads, batch, seconds = json.loads(sys.argv[1])
-engine = Engine(Path(path), provider=provider, precisions=tuple(precisions), threads=threads, max_batch_size=batch)
+path, provider, threads, batch, seconds = json.loads(sys.argv[1])
+engine = Engine(Path(path), provider=provider, threads=threads, max_batch_size=batch)
 images = np.random.default_rng(0).integers(0, 256, (batch, *engine.image_shape), dtype=np.uint8)
 engine.run(images)
 runs, used, started = 0, time.process_time(), time.perf_counter()
@@ -62,7 +62,7 @@ def main() -> None:
         with started(["benchmarks/echo.py", classes]) as (echo, echo_target):
             for _ in range(options.rounds):
                 for batch in (1, 32):
-                    arguments = [str(version / "model.onnx"), options.provider, manifest["compute_precisions"]]
+                    arguments = [str(version / "model.onnx"), options.provider]
                     result = run(["-c", ENGINE, json.dumps([*arguments, options.threads, batch, options.seconds])])
                     samples.setdefault((f"engine loop, batches of {batch}", "engine"), []).append(result)
                 for name in wanted:

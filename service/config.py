@@ -55,6 +55,10 @@ class Settings:
     workers: int = _setting(
         1, "processes that share the port; 0 or auto: one for every two cores", least=0, most=256, auto=0
     )
+    precision: str = _setting(
+        "auto", "arithmetic; auto takes the fastest in which the version has passed its gates",
+        choices=("auto", "fp32", "bf16", "fp16", "int8"),
+    )  # fmt: skip
     threads: int = _setting(0, "threads that compute; 0: the cores this process may use", least=0, most=1024)
     decode_threads: int = _setting(
         0, "threads that decode pictures; 0: the cores this process may use", least=0, most=1024

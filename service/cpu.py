@@ -22,12 +22,21 @@ def usable_cores() -> int:
 
 def computes_bf16() -> bool:
     """Whether the processor has bfloat16 arithmetic (x86 `avx512_bf16` or `amx_bf16`, Arm `bf16`)."""
+    return not {"avx512_bf16", "amx_bf16", "bf16"}.isdisjoint(_flags())
+
+
+def computes_int8() -> bool:
+    """Whether the processor sums products of bytes (x86 `avx512_vnni`, `avx_vnni` or `amx_int8`, Arm `asimddp`)."""
+    return not {"avx512_vnni", "avx_vnni", "amx_int8", "asimddp"}.isdisjoint(_flags())
+
+
+def _flags() -> list[str]:
+    """What the kernel says the processor can do; nothing where it does not say."""
     try:
         information = Path("/proc/cpuinfo").read_text()
     except OSError:
-        return False
-    flags = next((line for line in information.splitlines() if line.startswith(("flags", "Features"))), "").split()
-    return not {"avx512_bf16", "amx_bf16", "bf16"}.isdisjoint(flags)
+        return []
+    return next((line for line in information.splitlines() if line.startswith(("flags", "Features"))), "").split()
 
 
 def _quota(cgroup: Path) -> float | None:

@@ -48,20 +48,17 @@ class Engine:
         self,
         model: Path,
         *,
-        provider: str = providers.AUTO,
-        precisions: tuple[str, ...] = ("fp32",),
+        provider: str = "cpu",
+        precision: str = "fp32",
         threads: int = 1,
         max_batch_size: int = 64,
     ) -> None:
-        """Open `model` on `provider`; `precisions` are those it may compute in, its own first.
+        """Open `model` on `provider`, a key of providers.NAMES, to compute in `precision`.
 
         Raises EngineError when the session cannot be made on that provider, or the graph is no image classifier.
         """
         try:
-            if provider == providers.AUTO:
-                session, precision, provider = providers.open_first(model, precisions, threads)
-            else:
-                session, precision = providers.open_session(model, provider, precisions, threads)
+            session = providers.open_session(model, provider, precision, threads)
         except providers.ProviderError as error:
             raise EngineError(str(error)) from error
         self._session = session

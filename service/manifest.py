@@ -19,6 +19,8 @@ MODEL_FILE = "model.onnx"
 GOLDEN_FILE = "golden.npz"
 MANIFEST_FILE = "manifest.json"
 PRECISIONS = ("fp32", "bf16", "fp16", "int8")
+# bf16 has no file of its own: providers take the fp32 graph to it.
+_PRECISION_FILES = {"fp16": "model.fp16.onnx", "int8": "model.int8.onnx"}
 
 
 class ManifestError(ValueError):
@@ -44,9 +46,10 @@ class TensorSpec:
 class Manifest:
     """Everything the server needs to serve a version, and everything a person asks about it.
 
-    `compute_precisions` lists the precisions whose gates this version has passed: no provider may compute in
-    any other. `recipe`, `dataset`, `evaluation`, `parity`, `baseline` and `provenance` are records for people
-    and tools; the server reads only `evaluation["accuracy"]` and shows the rest.
+    `precision` is that of `model.onnx`. `compute_precisions` lists the precisions whose gates this version has
+    passed: no provider may compute in any other; `model_file` names the file of each. `recipe`, `dataset`,
+    `evaluation`, `parity`, `baseline` and `provenance` are records for people and tools; the server reads only
+    `evaluation["accuracy"]` and shows the rest.
     """
 
     name: str
@@ -75,6 +78,11 @@ class Manifest:
 
     def to_json(self) -> str:
         return json.dumps(dataclasses.asdict(self), indent=2, sort_keys=True, allow_nan=False) + "\n"
+
+
+def model_file(precision: str) -> str:
+    """The name of the file that is computed in `precision`, one of PRECISIONS."""
+    return _PRECISION_FILES.get(precision, MODEL_FILE)
 
 
 def read_manifest(folder: Path) -> Manifest:
@@ -173,15 +181,22 @@ class _Reader:
             self.fail("outputs", "must be probabilities and logits, float32 [-1, number of labels]")
         if len(manifest.labels) < 2 or len(set(manifest.labels)) != len(manifest.labels):
             self.fail("labels", "must be at least two different names")
-        if MODEL_FILE not in manifest.files or GOLDEN_FILE not in manifest.files:
-            self.fail("files", f"must list {MODEL_FILE} and {GOLDEN_FILE}")
+        if GOLDEN_FILE not in manifest.files:
+            self.fail("files", f"must list {GOLDEN_FILE}")
+        self.check_precisions(manifest)
+        accuracy = manifest.evaluation.get("accuracy")
+        if not isinstance(accuracy, int | float) or not (math.isfinite(accuracy) and 0 <= accuracy <= 1):
+            self.fail("evaluation.accuracy", f"must be a fraction between 0 and 1, is {accuracy!r}")
+
+    def check_precisions(self, manifest: Manifest) -> None:
+        """Each of them is known and has its file, the model's own among them."""
         if manifest.precision not in manifest.compute_precisions:
             self.fail("compute_precisions", f"must contain the model's own precision, {manifest.precision!r}")
         if unknown := set(manifest.compute_precisions) - set(PRECISIONS):
             self.fail("compute_precisions", f"unknown: {', '.join(sorted(unknown))}")
-        accuracy = manifest.evaluation.get("accuracy")
-        if not isinstance(accuracy, int | float) or not (math.isfinite(accuracy) and 0 <= accuracy <= 1):
-            self.fail("evaluation.accuracy", f"must be a fraction between 0 and 1, is {accuracy!r}")
+        for precision in manifest.compute_precisions:
+            if model_file(precision) not in manifest.files:
+                self.fail("files", f"must list {model_file(precision)}, the model in {precision}")
 
     def files(self, record: dict[str, Any]) -> dict[str, FileEntry]:
         entries = {}

@@ -10,6 +10,7 @@ cache_bytes = 0                 # remember answers by their pixels, up to this s
 instances = 1                   # engines that share the queue
 drift_images = 4096             # size of the sliding window that is compared with the test split
 provider = "cpu"                # these, when given, replace the server's own settings
+precision = "fp32"
 threads = 2
 max_batch_size = 32
 max_queue_delay = 0.002         # seconds for which a batch that is not full waits
@@ -34,7 +35,15 @@ from service.config import ConfigError, Settings
 CONFIG_FILE = "config.toml"
 ALL = "all"
 _LATEST = re.compile(r"latest(?: ([1-9][0-9]{0,3}))?")
-_OVERRIDES = ("provider", "threads", "max_batch_size", "max_queue_delay", "target_latency", "max_queue_images")
+_OVERRIDES = (
+    "provider",
+    "precision",
+    "threads",
+    "max_batch_size",
+    "max_queue_delay",
+    "target_latency",
+    "max_queue_images",
+)
 
 
 @dataclass(frozen=True)
@@ -62,6 +71,7 @@ class Compute:
     """What an engine is made with; a change of any of it means loading again."""
 
     provider: str
+    precision: str
     threads: int
     max_batch_size: int
     max_queue_delay: float  # seconds

@@ -39,10 +39,9 @@ class ProviderError(RuntimeError):
     """The provider is not here, or does not run the model."""
 
 
-def open_session(model: Path, provider: str, passed: tuple[str, ...], threads: int) -> tuple[ort.InferenceSession, str]:
-    """A session of `model` on `provider` (a key of NAMES), and the precision in which it computes.
+def open_session(model: Path, provider: str, precision: str, threads: int) -> ort.InferenceSession:
+    """A session of `model` on `provider` (a key of NAMES), which computes in `precision` and in nothing lower.
 
-    `passed` lists the precisions whose gates the model has passed, its own first; nothing else is computed in.
     `threads` is the number of intra-op threads. Raises ProviderError.
     """
     if provider not in NAMES:
@@ -52,36 +51,20 @@ def open_session(model: Path, provider: str, passed: tuple[str, ...], threads: i
     options.inter_op_num_threads = 1
     options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
     try:
-        session, precision = _OPENERS[provider](model, options, passed, threads)
+        session = _OPENERS[provider](model, options, precision, threads)
     except ProviderError:
         raise
     except Exception as error:  # ONNX Runtime's errors share no base class but Exception
         raise ProviderError(f"{NAMES[provider]} does not open {model.name}: {error}") from error
     _check_placement(session, provider)
-    return session, precision
+    return session
 
 
-def open_first(model: Path, passed: tuple[str, ...], threads: int) -> tuple[ort.InferenceSession, str, str]:
-    """The first provider of AUTO_ORDER that runs the model: session, precision and the provider's key."""
-    for provider in AUTO_ORDER:
-        try:
-            return *open_session(model, provider, passed, threads), provider
-        except ProviderError as error:
-            if provider == AUTO_ORDER[-1]:
-                raise
-            log.debug("provider %s is not used: %s", provider, error)
-    raise AssertionError("AUTO_ORDER is empty")
+def _open_cpu(model: Path, options: ort.SessionOptions, _precision: str, _threads: int) -> ort.InferenceSession:
+    return ort.InferenceSession(model, options, providers=[NAMES["cpu"]])
 
 
-def _open_cpu(
-    model: Path, options: ort.SessionOptions, passed: tuple[str, ...], _threads: int
-) -> tuple[ort.InferenceSession, str]:
-    return ort.InferenceSession(model, options, providers=[NAMES["cpu"]]), passed[0]
-
-
-def _open_openvino(
-    model: Path, options: ort.SessionOptions, passed: tuple[str, ...], threads: int
-) -> tuple[ort.InferenceSession, str]:
+def _open_openvino(model: Path, options: ort.SessionOptions, precision: str, threads: int) -> ort.InferenceSession:
     try:
         _register_openvino()
     except ImportError:
@@ -89,12 +72,13 @@ def _open_openvino(
     devices = _openvino_devices()
     if not devices:
         raise ProviderError("OpenVINO finds no Intel device on this machine")
+    if precision == "bf16" and not cpu.computes_bf16():
+        raise ProviderError("this processor does not compute in bf16")
     # OpenVINO takes an fp32 model to bf16 by itself where the processor has it: say what it may do.
-    precision = "bf16" if passed[0] == "fp32" and "bf16" in passed and cpu.computes_bf16() else passed[0]
     hint = "bf16" if precision == "bf16" else "f32"
     config = {"CPU": {"INFERENCE_NUM_THREADS": str(threads), "INFERENCE_PRECISION_HINT": hint, "NUM_STREAMS": "1"}}
     options.add_provider_for_devices(devices[:1], {"load_config": json.dumps(config)})
-    return ort.InferenceSession(model, options), precision
+    return ort.InferenceSession(model, options)
 
 
 @functools.cache
@@ -113,9 +97,7 @@ def _openvino_devices() -> list[Any]:
     ]
 
 
-def _open_cuda(
-    model: Path, options: ort.SessionOptions, passed: tuple[str, ...], _threads: int
-) -> tuple[ort.InferenceSession, str]:
+def _open_cuda(model: Path, options: ort.SessionOptions, _precision: str, _threads: int) -> ort.InferenceSession:
     _load_cuda_libraries(NAMES["cuda"])
     settings = {
         # TF32 keeps 10 bits of fraction: a lower precision than fp32's gates have seen.
@@ -124,17 +106,14 @@ def _open_cuda(
         "cudnn_conv_algo_search": "EXHAUSTIVE",
         "arena_extend_strategy": "kSameAsRequested",
     }
-    session = ort.InferenceSession(model, options, providers=[(NAMES["cuda"], settings)])
-    return session, passed[0]
+    return ort.InferenceSession(model, options, providers=[(NAMES["cuda"], settings)])
 
 
-def _open_tensorrt(
-    model: Path, options: ort.SessionOptions, passed: tuple[str, ...], _threads: int
-) -> tuple[ort.InferenceSession, str]:
+def _open_tensorrt(model: Path, options: ort.SessionOptions, precision: str, _threads: int) -> ort.InferenceSession:
     _load_cuda_libraries(NAMES["tensorrt"])
-    settings = {"trt_fp16_enable": "1" if passed[0] == "fp16" else "0"}
+    settings = {"trt_fp16_enable": "1" if precision == "fp16" else "0"}
     providers = [(NAMES["tensorrt"], settings), NAMES["cuda"]]
-    return ort.InferenceSession(model, options, providers=providers), passed[0]
+    return ort.InferenceSession(model, options, providers=providers)
 
 
 def _load_cuda_libraries(name: str) -> None:
@@ -160,7 +139,7 @@ def _check_placement(session: ort.InferenceSession, provider: str) -> None:
         raise ProviderError(f"{name} was asked for, but does not run: {', '.join(astray) or 'any node'}")
 
 
-_Opener = Callable[[Path, ort.SessionOptions, tuple[str, ...], int], tuple[ort.InferenceSession, str]]
+_Opener = Callable[[Path, ort.SessionOptions, str, int], ort.InferenceSession]
 _OPENERS: dict[str, _Opener] = {
     "cpu": _open_cpu,
     "cuda": _open_cuda,

@@ -11,17 +11,18 @@ from pathlib import Path
 
 import numpy as np
 
-from service import cpu
+from service import cpu, providers
 from service.batching import Batcher
 from service.cache import ResponseCache
 from service.config import ConfigError
 from service.drift import DriftWindow
 from service.engine import Engine, EngineError, Outputs
 from service.images import Pixels
-from service.manifest import GOLDEN_FILE, MODEL_FILE, Manifest, ManifestError, read_manifest, verify_files
+from service.manifest import GOLDEN_FILE, Manifest, ManifestError, model_file, read_manifest, verify_files
 from service.metrics import Metrics, VersionMetrics
 from service.model_config import Compute, ModelConfig
 from service.pending import Answer, Request
+from service.precisions import PrecisionError, fastest_first
 
 log = logging.getLogger(__name__)
 
@@ -34,7 +35,7 @@ class LoadError(RuntimeError):
         self.reason = reason
 
 
-REASONS = {ConfigError: "config", ManifestError: "manifest", EngineError: "engine"}
+REASONS = {ConfigError: "config", ManifestError: "manifest", EngineError: "engine", PrecisionError: "config"}
 
 
 @dataclass(frozen=True)
@@ -140,7 +141,7 @@ def load(folder: Path, name: str, version: int, compute: Compute) -> Loaded:
             raise ManifestError(f"{folder}: the manifest is of {manifest.name} version {manifest.version}")
         verify_files(folder, manifest)
         engines = tuple(_open(folder, manifest, compute) for _ in range(compute.instances))
-    except (ManifestError, EngineError) as error:
+    except (ManifestError, EngineError, PrecisionError) as error:
         raise LoadError(f"{name} version {version} is not served: {error}", REASONS[type(error)]) from error
     return Loaded(manifest, engines, compute)
 
@@ -156,10 +157,31 @@ def release_memory() -> None:
 
 
 def _open(folder: Path, manifest: Manifest, compute: Compute) -> Engine:
+    """The engine of the best provider and, there, of the fastest precision that gives the golden answers.
+
+    Raises EngineError when there is none, PrecisionError when the one asked for has not passed its gates.
+    """
+    problems: list[str] = []
+    for provider in providers.AUTO_ORDER if compute.provider == providers.AUTO else (compute.provider,):
+        here: list[str] = []
+        for precision in fastest_first(manifest, provider, compute.precision):
+            try:
+                engine = _open_in(folder, manifest, compute, provider, precision)
+            except EngineError as error:
+                here.append(str(error))
+                continue
+            for problem in here:
+                log.warning("%s version %d in %s only: %s", manifest.name, manifest.version, precision, problem)
+            return engine
+        problems += here or [f"none of its precisions is for provider {provider}"]
+    raise EngineError("; ".join(dict.fromkeys(problems)))
+
+
+def _open_in(folder: Path, manifest: Manifest, compute: Compute, provider: str, precision: str) -> Engine:
     engine = Engine(
-        folder / MODEL_FILE,
-        provider=compute.provider,
-        precisions=_own_first(manifest),
+        folder / model_file(precision),
+        provider=provider,
+        precision=precision,
         threads=compute.threads or cpu.usable_cores(),
         max_batch_size=compute.max_batch_size,
     )
@@ -168,11 +190,6 @@ def _open(folder: Path, manifest: Manifest, compute: Compute) -> Engine:
     engine.warm_up()
     engine.check_golden(folder / GOLDEN_FILE)
     return engine
-
-
-def _own_first(manifest: Manifest) -> tuple[str, ...]:
-    others = tuple(precision for precision in manifest.compute_precisions if precision != manifest.precision)
-    return manifest.precision, *others
 
 
 def _drift_window(manifest: Manifest, images: int) -> DriftWindow | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -54,7 +54,7 @@ def export(arguments: argparse.Namespace) -> None:
     model = finished.load(arguments.run)
     dataset = _run_data(model.spec, arguments)
     console = new_console()
-    _export(arguments.run, model, dataset, console)
+    _export(arguments.run, model, dataset, arguments.precisions, console)
     console.print(f"next: cifarserve publish --run {arguments.run}")
 
 
@@ -75,7 +75,7 @@ def retrain(arguments: argparse.Namespace) -> None:
     if served:
         folder = arguments.models / served.name / str(served.version)
         gates.require_no_regression(model, served, folder, dataset.test, arguments.max_regression)
-    exported = _export(run, model, dataset, console)
+    exported = _export(run, model, dataset, arguments.precisions, console)
     _publish(arguments, run, model, exported, console)
 
 
@@ -180,14 +180,14 @@ def _evaluate(run: Path, dataset: Dataset, weights: str, console: Console) -> Fi
     return model
 
 
-def _export(run: Path, model: FinishedModel, dataset: Dataset, console: Console) -> Export:
-    exported = exporting.export(run, model, dataset.test)
+def _export(run: Path, model: FinishedModel, dataset: Dataset, precisions: Sequence[str], console: Console) -> Export:
+    exported = exporting.export(run, model, dataset, precisions)
     for parity in exported.parity:
         allowed = "" if parity.precision in exported.compute_precisions else "; not good enough to be used"
         console.print(
             f"parity with PyTorch on {parity.provider}, {parity.precision}: same top class for {parity.agreement:.2%} "
             f"of {parity.n:,} images, largest difference of a probability {parity.max_abs_difference:.2g}, "
-            f"accuracy {parity.accuracy:.2%}{allowed}"
+            f"accuracy {parity.accuracy:.2%}, at most {100 * parity.class_drop:.1f} points down in a class{allowed}"
         )
     console.print(f"{run / MODEL_FILE}: {exported.files[MODEL_FILE].size / 1e6:.2f} MB, opset {exported.opset}")
     console.print(f"{run / REPORT_FILE}: all of it, drawn")

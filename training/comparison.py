@@ -163,7 +163,7 @@ def _run(version: Version, dataset: Dataset) -> Side:
         engine = Engine(
             version.folder / MODEL_FILE,
             provider="cpu",
-            precisions=(version.manifest.precision,),
+            precision=version.manifest.precision,
             threads=cpu.usable_cores(),
             max_batch_size=BATCH,
         )

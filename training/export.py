@@ -12,7 +12,8 @@ import io
 import json
 import logging
 import warnings
-from contextlib import redirect_stdout
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,20 +25,21 @@ from onnx import helper, numpy_helper
 from torch import Tensor, nn
 
 from service.engine import EngineError
-from service.manifest import GOLDEN_FILE, MODEL_FILE, FileEntry, file_entry
-from training import architectures, report
+from service.manifest import GOLDEN_FILE, MODEL_FILE, FileEntry, file_entry, model_file
+from training import architectures, quantize, report
 from training.calibrate import softmax
-from training.datasets import LabelledImages
+from training.datasets import Dataset, LabelledImages
 from training.errors import CheckpointError, ParityError
 from training.files import write_atomically, write_json
 from training.finished import TENSORS_FILE, FinishedModel, predict_logits
 from training.model import Classifier
-from training.parity import Parity, close_enough, measure, measure_bf16, require_equal
+from training.parity import Parity, Probabilities, close_enough, measure, measure_bf16, require_equal
 from training.weights import to_int8
 
 OPSET = 18
 RECORD_FILE = "export.json"
 GOLDEN_IMAGES = 16
+LOWER_PRECISIONS = ("int8", "fp16", "bf16")
 
 
 @dataclass(frozen=True)
@@ -63,27 +65,32 @@ class _Served(nn.Module):
         return torch.softmax(logits, 1), logits
 
 
-def export(run: Path, model: FinishedModel, test: LabelledImages) -> Export:
-    """Write model.onnx, golden.npz, predictions.npz, report.html and, about all of them, export.json into `run`.
+def export(run: Path, model: FinishedModel, dataset: Dataset, lower: Sequence[str] = LOWER_PRECISIONS) -> Export:
+    """Write the model in fp32 and in each of `lower` that passes, golden.npz, predictions.npz, report.html and, about
+    all of them, export.json into `run`.
 
     Raises ParityError, and then leaves no model.onnx.
     """
-    final, unchecked = run / MODEL_FILE, run / f".unchecked-{MODEL_FILE}"
-    for stale in (final, run / RECORD_FILE):
-        stale.unlink(missing_ok=True)
-    graph = to_onnx(model.classifier, model.spec.recipe.image_shape, model.recipe["weights"])
-    unchecked.write_bytes(graph.SerializeToString())
-    try:
-        parity = check(unchecked, model.classifier, test)
-        write_atomically(final, unchecked.read_bytes())
-    finally:
-        unchecked.unlink()
+    for name in (MODEL_FILE, *map(model_file, lower), RECORD_FILE):
+        (run / name).unlink(missing_ok=True)
+    test, shape = dataset.test, model.spec.recipe.image_shape
+    expected = softmax(predict_logits(model.classifier, test.images))
+    graph = to_onnx(model.classifier, shape, model.recipe["weights"])
+    with _unchecked(run, MODEL_FILE, graph) as path:
+        parity = [check(path, test, expected)]
+        path.replace(run / MODEL_FILE)
+    files = [MODEL_FILE, GOLDEN_FILE]
+    plain = to_onnx(model.classifier, shape, "fp32")
+    for precision in lower:
+        parity.append(_add_lower(run, precision, plain, model, dataset, expected))
+        if close_enough(parity[-1]) and model_file(precision) not in files:
+            files.append(model_file(precision))
     write_atomically(run / GOLDEN_FILE, golden(model.classifier, test))
     result = Export(
         of=file_entry(run / TENSORS_FILE).sha256,
-        files={name: file_entry(run / name) for name in (MODEL_FILE, GOLDEN_FILE)},
+        files={name: file_entry(run / name) for name in files},
         opset=OPSET,
-        parity=parity,
+        parity=tuple(parity),
         compute_precisions=("fp32", *(each.precision for each in parity[1:] if close_enough(each))),
     )
     result = dataclasses.replace(
@@ -93,20 +100,40 @@ def export(run: Path, model: FinishedModel, test: LabelledImages) -> Export:
     return result
 
 
-def check(path: Path, classifier: Classifier, test: LabelledImages) -> tuple[Parity, ...]:
-    """Parity on the CPU provider in fp32, then in bf16 where this machine has it. Raises ParityError.
+@contextmanager
+def _unchecked(run: Path, name: str, graph: Any) -> Iterator[Path]:
+    """`graph` in a hidden file, which is gone afterwards unless it was given its name."""
+    path = run / f".unchecked-{name}"
+    path.write_bytes(graph.SerializeToString())
+    try:
+        yield path
+    finally:
+        path.unlink(missing_ok=True)
 
-    Only the first must hold; `close_enough` says whether the second may be used.
-    """
-    expected = softmax(predict_logits(classifier, test.images))
+
+def check(path: Path, test: LabelledImages, expected: Probabilities) -> Parity:
+    """Parity in fp32 on the CPU provider, the one that is everywhere. Raises ParityError when it does not hold."""
     try:
         onnx.checker.check_model(str(path), full_check=True)
-        parity = measure(path, "cpu", ("fp32",), test, expected)
+        parity = measure(path, "cpu", "fp32", test, expected)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError, EngineError) as error:
         raise ParityError(f"the exported file is no valid model: {error}") from error
     require_equal(parity)
-    bf16 = measure_bf16(path, test, expected)
-    return (parity, bf16) if bf16 else (parity,)
+    return parity
+
+
+def _add_lower(
+    run: Path, precision: str, plain: Any, model: FinishedModel, dataset: Dataset, expected: Probabilities
+) -> Parity:
+    """Make `plain`, the fp32 graph, compute in `precision` and measure it; its file stays only if it passes."""
+    if precision == "bf16":
+        return measure_bf16(run / MODEL_FILE, model.classifier, dataset.test, expected)
+    graph = quantize.to_int8(plain, dataset.train) if precision == "int8" else quantize.to_fp16(plain)
+    with _unchecked(run, model_file(precision), graph) as path:
+        parity = measure(path, "cpu", precision, dataset.test, expected)
+        if close_enough(parity):
+            path.replace(run / path.name.removeprefix(".unchecked-"))
+    return parity
 
 
 def to_onnx(classifier: Classifier, image_shape: tuple[int, int, int], weights: str) -> Any:

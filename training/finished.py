@@ -100,7 +100,7 @@ def finish(checkpoint: Checkpoint, dataset: Dataset, weights: str) -> FinishedMo
 def predict_logits(classifier: Classifier, images: Pixels) -> npt.NDArray[np.float32]:
     """Logits float32 [n, classes] of uint8 [n, h, w, c], in fp32 on the CPU: the answers all exports are held to."""
     with torch.inference_mode():
-        parts = [classifier(batch).numpy() for batch in torch.split(torch.from_numpy(images), PREDICTION_BATCH)]
+        parts = [classifier(batch).float().numpy() for batch in torch.split(torch.from_numpy(images), PREDICTION_BATCH)]
     return np.concatenate(parts)
 
 

@@ -56,4 +56,4 @@ def finished_run(tmp_path_factory: pytest.TempPathFactory, spec: RunSpec, datase
     loop.train(spec, dataset, folder, resume=False, stop_signal=lambda: 0, console=Console(quiet=True))
     model = finished.finish(checkpoint.load(folder), dataset, "int8")
     finished.save(folder, model)
-    return FinishedRun(folder, dataset, model, export.export(folder, model, dataset.test))
+    return FinishedRun(folder, dataset, model, export.export(folder, model, dataset))

@@ -23,7 +23,7 @@ from training.calibrate import softmax
 from training.errors import CheckpointError, ParityError
 from training.finished import predict_logits
 from training.model import Classifier
-from training.parity import Parity, close_enough, compare, require_equal
+from training.parity import Parity, Probabilities, close_enough, compare, measure, require_equal
 
 
 def test_the_files_answers_are_pytorchs_for_every_batch_size(finished_run: FinishedRun) -> None:
@@ -55,6 +55,8 @@ def test_parity_is_measured_on_all_images_and_recorded(finished_run: FinishedRun
     assert (first.provider, first.precision, first.n, first.agreement) == ("cpu", "fp32", 30, 1.0)
     assert 0 <= first.max_abs_difference < 1e-4
     assert first.accuracy == finished_run.model.evaluation["accuracy"]
+    assert first.images_per_second is not None
+    assert first.images_per_second > 0
     assert record.compute_precisions[0] == "fp32"
 
 
@@ -77,8 +79,12 @@ def test_fp32_weights_give_pytorchs_answers_too(finished_run: FinishedRun, tmp_p
     model = export.to_onnx(finished_run.model.classifier, (8, 8, 3), "fp32")
     assert not any(tensor.data_type == onnx.TensorProto.INT8 for tensor in model.graph.initializer)
     onnx.save(model, tmp_path / "model.onnx")
-    parity = export.check(tmp_path / "model.onnx", finished_run.model.classifier, finished_run.dataset.test)
-    assert parity[0].agreement == 1.0
+    test = finished_run.dataset.test
+    assert measure(tmp_path / "model.onnx", "cpu", "fp32", test, _expected(finished_run)).agreement == 1.0
+
+
+def _expected(run: FinishedRun) -> Probabilities:
+    return softmax(predict_logits(run.model.classifier, run.dataset.test.images))
 
 
 def test_weights_off_the_int8_grid_are_not_stored_as_int8(finished_run: FinishedRun, tmp_path: Path) -> None:
@@ -128,7 +134,7 @@ def test_an_export_that_computes_something_else_stops_and_leaves_no_model(
     with pytest.raises(
         ParityError, match=r"differs from PyTorch on cpu: largest difference .* same top class for [\d.]+%"
     ):
-        export.export(run, dataclasses.replace(model, classifier=wrong), finished_run.dataset.test)
+        export.export(run, dataclasses.replace(model, classifier=wrong), finished_run.dataset)
     assert not list(run.glob("*.onnx")) + list(run.glob(".*.onnx"))
     with pytest.raises(CheckpointError, match="not exported yet"):
         export.load(run)
@@ -141,13 +147,13 @@ def test_a_file_with_one_changed_weight_fails_the_check(finished_run: FinishedRu
             tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor) + 5, tensor.name))
     onnx.save(model, tmp_path / "changed.onnx")
     with pytest.raises(ParityError, match="differs from PyTorch"):
-        export.check(tmp_path / "changed.onnx", finished_run.model.classifier, finished_run.dataset.test)
+        export.check(tmp_path / "changed.onnx", finished_run.dataset.test, _expected(finished_run))
 
 
 def test_a_file_that_is_no_model_fails_the_check(finished_run: FinishedRun, tmp_path: Path) -> None:
     (tmp_path / "broken.onnx").write_bytes(b"not a model")
     with pytest.raises(ParityError, match="no valid model"):
-        export.check(tmp_path / "broken.onnx", finished_run.model.classifier, finished_run.dataset.test)
+        export.check(tmp_path / "broken.onnx", finished_run.dataset.test, _expected(finished_run))
 
 
 def test_files_changed_since_the_export_are_noticed(finished_run: FinishedRun, tmp_path: Path) -> None:

@@ -89,7 +89,7 @@ def test_it_is_exported_like_the_others(spec: RunSpec, dataset: Dataset, tmp_pat
     train(spec, dataset, run)
     model = finished.finish(checkpoint.load(run), dataset, "int8")
     finished.save(run, model)
-    exported = export.export(run, model, dataset.test)
+    exported = export.export(run, model, dataset)
     assert exported.parity[0].agreement == 1.0
 
 

@@ -1,0 +1,120 @@
+"""Lower precisions of an exported graph: int8 with quantise and dequantise nodes (QDQ), and fp16.
+
+int8 is static: activations uint8 by ranges seen on training images, weights int8 with a scale for each output
+channel, which loses nothing on weights that `training.weights` has rounded. Layers that cost too many answers stay
+in float: a greedy search takes out the most harmful one until the rest agrees with fp32.
+"""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod, QuantFormat, QuantType, quantize_static
+from onnxruntime.transformers.float16 import convert_float_to_float16
+from onnxruntime.transformers.onnx_model import OnnxModel
+
+from service import cpu
+from service.engine import Engine
+from service.images import Pixels
+from training.datasets import LabelledImages
+
+CALIBRATION_IMAGES = 512
+SEARCH_IMAGES = 2048
+BATCH = 64
+# Above the export's gate of 99%, since the search sees training images, which are easier than the test's.
+ENOUGH_AGREEMENT = 0.995
+LAYERS = ("Conv", "Gemm", "MatMul")
+# Pooling keeps its input's scale, so that a chain of layers stays in int8 throughout.
+QUANTISED = (*LAYERS, "MaxPool")
+
+
+def to_fp16(graph: Any) -> Any:
+    """A copy of `graph` (onnx.ModelProto) that computes in fp16; inputs, outputs and the softmax stay what they are."""
+    copy = onnx.ModelProto()
+    copy.CopyFrom(graph)
+    half = OnnxModel(
+        convert_float_to_float16(copy, keep_io_types=True, op_block_list=["Softmax", "Cast", "Sub", "Div"])
+    )
+    half.topological_sort()  # the converter appends its casts at the end
+    del half.model.graph.value_info[:]  # and leaves the types that were
+    return half.model
+
+
+def to_int8(graph: Any, train: LabelledImages) -> Any:
+    """`graph` (onnx.ModelProto, weights in float) as QDQ.
+
+    `train` are training images, never the test's: ranges come from the first CALIBRATION_IMAGES of a fixed sample,
+    the search compares with fp32 on SEARCH_IMAGES others.
+    """
+    order = np.random.default_rng(0).permutation(len(train))
+    ranges = train.images[order[:CALIBRATION_IMAGES]]
+    others = train.images[order[CALIBRATION_IMAGES : CALIBRATION_IMAGES + SEARCH_IMAGES]]
+    others = others if len(others) else ranges
+    with tempfile.TemporaryDirectory() as folder:
+        plain = Path(folder, "plain.onnx")
+        onnx.save(graph, plain)
+        expected = _top_classes(plain, others)
+        layers = [node.name for node in graph.graph.node if node.op_type in LAYERS]
+        left_out: tuple[str, ...] = ()
+        found, agreement = _attempt(plain, ranges, others, expected, left_out)
+        while agreement < ENOUGH_AGREEMENT and len(left_out) < len(layers):
+            attempts = {
+                name: _attempt(plain, ranges, others, expected, (*left_out, name))
+                for name in layers
+                if name not in left_out
+            }
+            best = max(attempts, key=lambda name: attempts[name][1])
+            if attempts[best][1] <= agreement:
+                break  # what is wrong lies in no single layer: the gate decides
+            left_out, (found, agreement) = (*left_out, best), attempts[best]
+        return found
+
+
+def _attempt(
+    plain: Path, ranges: Pixels, others: Pixels, expected: np.ndarray[Any, Any], left_out: tuple[str, ...]
+) -> tuple[Any, float]:
+    """The quantised graph without the layers `left_out`, and the share of `others` with fp32's top class."""
+    target = plain.with_name("int8.onnx")
+    root = logging.getLogger()
+    level = root.level
+    root.setLevel(logging.ERROR)  # it advises, through the root logger, on what is done here anyway
+    try:
+        quantize_static(
+            str(plain),
+            str(target),
+            _Batches(ranges),
+            quant_format=QuantFormat.QDQ,
+            op_types_to_quantize=list(QUANTISED),
+            per_channel=True,
+            activation_type=QuantType.QUInt8,
+            weight_type=QuantType.QInt8,
+            nodes_to_exclude=list(left_out),
+            calibrate_method=CalibrationMethod.MinMax,
+        )
+    finally:
+        root.setLevel(level)
+    agreement = float((_top_classes(target, others) == expected).mean())
+    return onnx.load(target), agreement
+
+
+def _top_classes(model: Path, images: Pixels) -> np.ndarray[Any, Any]:
+    engine = Engine(model, provider="cpu", threads=cpu.usable_cores(), max_batch_size=BATCH)
+    starts = range(0, len(images), BATCH)
+    return np.concatenate([engine.run(images[start : start + BATCH]).logits.argmax(1) for start in starts])
+
+
+class _Batches(CalibrationDataReader):  # type: ignore[misc]
+    """Hands images, uint8 [n, h, w, c], to the calibration, a batch at a time."""
+
+    def __init__(self, images: Pixels) -> None:
+        self._batches: Iterator[Pixels] = iter(np.split(images, range(BATCH, len(images), BATCH)))
+
+    def get_next(self) -> dict[str, Pixels] | None:
+        batch = next(self._batches, None)
+        return None if batch is None else {"image": batch}
