@@ -140,7 +140,7 @@ def load(folder: Path, name: str, version: int, compute: Compute) -> Loaded:
         if (manifest.name, manifest.version) != (name, version):
             raise ManifestError(f"{folder}: the manifest is of {manifest.name} version {manifest.version}")
         verify_files(folder, manifest)
-        engines = tuple(_open(folder, manifest, compute) for _ in range(compute.instances))
+        engines = tuple(open_engine(folder, manifest, compute) for _ in range(compute.instances))
     except (ManifestError, EngineError, PrecisionError) as error:
         raise LoadError(f"{name} version {version} is not served: {error}", REASONS[type(error)]) from error
     return Loaded(manifest, engines, compute)
@@ -156,7 +156,7 @@ def release_memory() -> None:
             log.debug("no malloc_trim in this C library")
 
 
-def _open(folder: Path, manifest: Manifest, compute: Compute) -> Engine:
+def open_engine(folder: Path, manifest: Manifest, compute: Compute) -> Engine:
     """The engine of the best provider and, there, of the fastest precision that gives the golden answers.
 
     Raises EngineError when there is none, PrecisionError when the one asked for has not passed its gates.

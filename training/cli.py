@@ -57,7 +57,11 @@ def add_subcommands(subparsers: Subparsers) -> None:
     publish = _add(subparsers, "publish", "put an exported model into the model repository as its next version")
     _add_run_flag(publish, required=True)
     _add_publish_flags(publish)
-    retrain = _add(subparsers, "retrain", "train, evaluate, export and publish, if it is good enough")
+    retrain = _add(
+        subparsers,
+        "retrain",
+        "train, evaluate, export, and publish if every gate is passed; --resume skips what is done",
+    )
     _add_data_flags(retrain)
     _add_train_flags(retrain)
     _add_evaluate_flags(retrain)
@@ -191,16 +195,27 @@ def _add_publish_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_gate_flags(parser: argparse.ArgumentParser) -> None:
+    for flag, default, text in (
+        ("--min-accuracy", 0.0, "refuse below this test accuracy"),
+        ("--max-regression", 0.01, "how far test accuracy may lie below the served version's, the highest there is"),
+        ("--max-class-regression", 0.05, "how far the recall of any class may lie below the served version's"),
+        ("--max-calibration-error", 0.1, "largest expected calibration error"),
+    ):
+        parser.add_argument(
+            flag, type=_fraction, default=default, metavar="FRACTION", help=f"{text} (default: %(default)s)"
+        )
     parser.add_argument(
-        "--min-accuracy", type=_fraction, default=0.0, metavar="FRACTION", help="refuse below this test accuracy (0)"
+        "--max-slowdown",
+        type=_ratio,
+        default=2.0,
+        metavar="RATIO",
+        help="how many times the served version's time an image may take on this machine (default: %(default)s)",
     )
     parser.add_argument(
-        "--max-regression",
-        type=_fraction,
-        default=0.01,
-        metavar="FRACTION",
-        help="refuse when the test accuracy is more than this below that of the served version, the highest in the "
-        "repository (0.01, a percentage point)",
+        "--result",
+        type=Path,
+        metavar="FILE",
+        help="where to write how it ended, as JSON, beside result.json in --run",
     )
 
 
@@ -226,6 +241,13 @@ def _add_reproduce_flags(parser: argparse.ArgumentParser) -> None:
     )
     _add_broken_flag(parser)
     _add_evaluate_flags(parser)
+
+
+def _ratio(text: str) -> float:
+    value = float(text)
+    if not value > 0:  # not >, so that NaN fails too
+        raise argparse.ArgumentTypeError(f"must be above 0, is {text}")
+    return value
 
 
 def _fraction(text: str) -> float:

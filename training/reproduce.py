@@ -15,7 +15,6 @@ from rich.console import Console
 from rich.table import Table
 
 from training import checkpoint, finished
-from training.commands import new_console, train_run
 from training.datasets import Dataset
 from training.errors import TrainingError
 from training.files import write_atomically, write_json
@@ -25,6 +24,7 @@ from training.lineage import CIFAR, LINEAGE, MNIST, Entry
 from training.recipes import named
 from training.run import describe_run, require_same_run
 from training.sources import read_data
+from training.stages import new_console, train_run
 
 HEADINGS = ("network", "data", "reference", "ours", "training", "images/s")
 

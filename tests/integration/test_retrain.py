@@ -16,6 +16,7 @@ def test_pictures_become_a_served_model_and_a_worse_one_is_refused(tmp_path: Pat
     models = tmp_path / "models"
     flags = ["--data", data, "--models", models, "--name", "colours", "--image-shape", "8x8x3", "--batch-size", 16]
     flags += ["--learning-rate", "1e-3", "--device", "cpu", "--precision", "fp32", "--validation-fraction", "0.2"]
+    flags += ["--max-calibration-error", 1, "--max-slowdown", 1000]
 
     first = cli("retrain", *flags, "--run", tmp_path / "first", "--epochs", 4, cwd=tmp_path)
     assert first.returncode == 0, first.stderr
@@ -37,7 +38,8 @@ def test_pictures_become_a_served_model_and_a_worse_one_is_refused(tmp_path: Pat
     assert "points below" in worse.stderr
     assert "colours version 1" in worse.stderr
 
-    second = cli("retrain", *flags, "--run", tmp_path / "fourth", "--epochs", 1, "--max-regression", 1.0, cwd=tmp_path)
+    second = cli("retrain", *flags, "--run", tmp_path / "fourth", "--epochs", 1, "--max-regression", 1.0,
+                 "--max-class-regression", 1.0, cwd=tmp_path)  # fmt: skip
     assert second.returncode == 0, second.stderr
     assert model_versions(models / "colours") == [1, 2]
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import signal
 import subprocess
@@ -19,8 +18,8 @@ from service.manifest import GOLDEN_FILE, MANIFEST_FILE, MODEL_FILE, read_manife
 from service.model_config import read_model_config
 from service.serving import load
 from tests.unit.training.conftest import FinishedRun
-from training import gates, publish
-from training.errors import GateRefused, TrainingError
+from training import publish
+from training.errors import TrainingError
 
 ROOT = Path(__file__).resolve().parents[3]
 NAME = "colours"
@@ -121,48 +120,3 @@ def test_a_name_that_cannot_be_a_folder_is_refused(finished_run: FinishedRun, tm
     with pytest.raises(TrainingError, match="cannot name a model"):
         publish.publish(run.folder, run.model, run.export, tmp_path, name)
     assert not list(tmp_path.iterdir())
-
-
-def test_too_low_an_accuracy_is_refused_with_the_numbers(finished_run: FinishedRun) -> None:
-    model = finished_run.model
-    accuracy = model.evaluation["accuracy"]
-    gates.require_accuracy(model, accuracy)
-    low = dataclasses.replace(model, evaluation={**model.evaluation, "accuracy": 0.5})
-    with pytest.raises(GateRefused, match=r"50\.00% is below --min-accuracy 60\.00%"):
-        gates.require_accuracy(low, 0.6)
-
-
-def test_a_regression_beyond_the_margin_is_refused_with_the_numbers(finished_run: FinishedRun, tmp_path: Path) -> None:
-    run = finished_run
-    served = publish.publish(run.folder, run.model, run.export, tmp_path, NAME)
-    folder = tmp_path / NAME / "1"
-    served = dataclasses.replace(served, evaluation={**served.evaluation, "accuracy": 0.9})
-    for accuracy, margin, passes in ((0.9, 0.0, True), (0.89, 0.01, True), (0.88, 0.01, False), (0.95, 0.0, True)):
-        model = dataclasses.replace(run.model, evaluation={**run.model.evaluation, "accuracy": accuracy})
-        if passes:
-            gates.require_no_regression(model, served, folder, run.dataset.test, margin)
-        else:
-            with pytest.raises(GateRefused, match=r"88\.00% is 2\.00 points below 90\.00% of colours version 1"):
-                gates.require_no_regression(model, served, folder, run.dataset.test, margin)
-
-
-def test_a_served_version_that_was_tested_on_other_images_is_run_on_these(
-    finished_run: FinishedRun, tmp_path: Path
-) -> None:
-    run = finished_run
-    served = publish.publish(run.folder, run.model, run.export, tmp_path, NAME)
-    claimed = dataclasses.replace(
-        served,
-        evaluation={**served.evaluation, "accuracy": 0.123},
-        dataset={**served.dataset, "test_fingerprint": "another"},
-    )
-    found = gates.served_accuracy(claimed, tmp_path / NAME / "1", run.model, run.dataset.test)
-    assert found == pytest.approx(run.model.evaluation["accuracy"])
-
-
-def test_a_model_with_other_labels_is_no_successor(finished_run: FinishedRun, tmp_path: Path) -> None:
-    run = finished_run
-    served = publish.publish(run.folder, run.model, run.export, tmp_path, NAME)
-    other = dataclasses.replace(served, labels=("a", "b", "c"))
-    with pytest.raises(GateRefused, match="other labels"):
-        gates.require_no_regression(run.model, other, tmp_path / NAME / "1", run.dataset.test, 1.0)
