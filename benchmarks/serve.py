@@ -121,11 +121,10 @@ def run(arguments: list[str]) -> dict[str, Any]:
 
 
 def processor_seconds(pid: int) -> float:
-    """Of the process, its threads and its children, now."""
-    tasks = list(Path(f"/proc/{pid}/task").iterdir())
-    own = sum(int((task / "schedstat").read_text().split()[0]) for task in tasks) / 1e9
-    children = {int(child) for task in tasks for child in (task / "children").read_text().split()}
-    return own + sum(processor_seconds(child) for child in children)
+    """Of the process, with the threads that it has ended, and of its children: the workers, when there are some."""
+    user, system = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[11:13]
+    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    return (int(user) + int(system)) / os.sysconf("SC_CLK_TCK") + sum(processor_seconds(int(one)) for one in children)
 
 
 def report(options: argparse.Namespace, samples: dict[tuple[str, str], list[dict[str, Any]]], peak: float) -> None:

@@ -66,7 +66,7 @@ class Engine:
         self.provider = providers.NAMES[provider]
         self.buckets = batch_buckets(max_batch_size)
         self.image_shape = _image_shape(session)
-        # Seconds that a batch of each bucket took, warm; what has not been timed is not in it.
+        # Seconds that a batch of each bucket took, warm; empty until time_buckets.
         self.bucket_seconds: dict[int, float] = {}
         self._buffer = np.zeros((max_batch_size, *self.image_shape), np.uint8)
 
@@ -95,9 +95,13 @@ class Engine:
         return Outputs(probabilities[:count], logits[:count])
 
     def warm_up(self) -> None:
-        """Run every bucket, so that no caller waits for a provider to compile or tune for its shape, and time it."""
+        """Run every bucket once, so that no caller waits for a provider to compile or tune for its shape."""
         for bucket in self.buckets:
             self.run(self._buffer[:bucket])
+
+    def time_buckets(self) -> None:
+        """Measure bucket_seconds, after warm_up. For largest_batch alone: it would make every start longer."""
+        for bucket in self.buckets:
             took = []
             for _ in range(_TIMED_RUNS):
                 started = time.perf_counter()

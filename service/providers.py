@@ -49,6 +49,8 @@ def open_session(model: Path, provider: str, precision: str, threads: int) -> or
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
+    # Threads that spin between two batches take the core that the event loop needs (docs/benchmarks.md).
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
     try:
         session = _OPENERS[provider](model, options, precision, threads)

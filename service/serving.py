@@ -141,6 +141,12 @@ def load(folder: Path, name: str, version: int, compute: Compute) -> Loaded:
             raise ManifestError(f"{folder}: the manifest is of {manifest.name} version {manifest.version}")
         verify_files(folder, manifest)
         engines = tuple(open_engine(folder, manifest, compute) for _ in range(compute.instances))
+        if compute.target_latency:
+            for engine in engines:
+                engine.time_buckets()
+                log.info("%s version %d: milliseconds a batch: %s", name, version, {
+                    bucket: round(seconds * 1e3, 2) for bucket, seconds in engine.bucket_seconds.items()
+                })  # fmt: skip
     except (ManifestError, EngineError, PrecisionError) as error:
         raise LoadError(f"{name} version {version} is not served: {error}", REASONS[type(error)]) from error
     return Loaded(manifest, engines, compute)

@@ -55,8 +55,8 @@ def test_parts_of_any_sizes_give_the_rows_of_their_images_in_order(engine: Engin
     np.testing.assert_allclose(outputs.probabilities, colour_model.expected(images), atol=1e-6)
 
 
-def test_warming_up_times_every_bucket(engine: Engine) -> None:
-    engine.warm_up()
+def test_every_bucket_is_timed(engine: Engine) -> None:
+    engine.time_buckets()
     assert tuple(engine.bucket_seconds) == engine.buckets
     assert all(seconds > 0 for seconds in engine.bucket_seconds.values())
 
