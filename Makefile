@@ -2,6 +2,7 @@
 #   make serve     serve the models in models/ (no torch)     make test      all tests
 #   make retrain   train, evaluate, export, publish           make lint      ruff and mypy
 #   make protos    remake the gRPC stubs                      make lock      remake requirements/
+#   make docs      remake what documents and deploy/ repeat of the code
 
 PYTHON ?= python3
 SERVE := .venv
@@ -10,7 +11,7 @@ DEV := .venv-dev
 DATA ?= cifar10
 ARGS ?=
 
-.PHONY: serve test retrain lint format protos lock clean
+.PHONY: serve test retrain lint format protos docs lock clean
 
 serve: $(SERVE)/.made
 	$(SERVE)/bin/cifarserve serve $(ARGS)
@@ -32,6 +33,9 @@ format: $(DEV)/.made
 
 protos: $(DEV)/.made
 	$(DEV)/bin/python protos/generate.py protos
+
+docs: $(DEV)/.made
+	$(DEV)/bin/python docs/generate.py
 
 # uv comes from a hashed file too; it installs the rest several times faster than pip, in parallel.
 $(SERVE)/.made: requirements/bootstrap.txt requirements/cpu.txt pyproject.toml

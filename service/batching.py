@@ -45,6 +45,9 @@ class BatchObserver(Protocol):
     def computed(self, images: int, bucket: int, seconds: float) -> None:
         """A batch of `images`, padded to `bucket`, took the engine `seconds`."""
 
+    def predicted(self, probabilities: Floats) -> None:
+        """What the engine gave for a batch, [n, classes]."""
+
     def dropped(self, reason: str, images: int) -> None:
         """`images` will not be computed: shed, expired or cancelled."""
 
@@ -118,6 +121,11 @@ class Batcher:
         """Images that are admitted and not yet computing."""
         return self._admitted
 
+    def oldest_seconds(self) -> float:
+        """How long the oldest request in the queue has waited; 0 when none does. From any thread."""
+        waiting = [request.submitted for _, _, request in list(self._queue)]
+        return time.monotonic() - min(waiting) if waiting else 0.0
+
     def enqueue(self, request: Request, due: float) -> None:
         heapq.heappush(self._queue, (due, next(self._arrivals), request))
         self._wake.set()
@@ -178,6 +186,7 @@ class Batcher:
             return
         seconds = time.monotonic() - started
         self.observer.computed(len(images), engine.bucket(len(images)), seconds)
+        self.observer.predicted(outputs.probabilities)
         self._measure(len(images), seconds)
         first = 0
         for part in batch:
@@ -211,7 +220,7 @@ class Request:
         self._answer: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
         # By the number of their first image: with several engines, parts may finish in another order.
         self._rows: dict[int, tuple[Floats, Floats]] = {}
-        self._submitted = self._queue_seconds = self._compute_seconds = 0.0
+        self.submitted = self._queue_seconds = self._compute_seconds = 0.0
 
     async def compute(self, images: Pixels, deadline: float | None = None, priority: int = 0) -> Answer:
         """Queue uint8 [n, height, width, channels], n as admitted, and wait for their rows.
@@ -222,9 +231,9 @@ class Request:
         """
         if len(images) != self._count:
             raise ValueError(f"{self._count} images were admitted, {len(images)} submitted")
-        self._images, self._deadline, self._submitted = images, deadline, time.monotonic()
+        self._images, self._deadline, self.submitted = images, deadline, time.monotonic()
         level = min(max(priority or DEFAULT_PRIORITY, 1), LOWEST_PRIORITY)
-        self._batcher.enqueue(self, self._submitted + level * PRIORITY_STEP)
+        self._batcher.enqueue(self, self.submitted + level * PRIORITY_STEP)
         return await self._answer
 
     def shrink(self, images: int) -> None:
@@ -246,7 +255,7 @@ class Request:
 
     def start(self, now: float) -> float:
         """Note that compute begins; returns the seconds it waited."""
-        self._queue_seconds = now - self._submitted
+        self._queue_seconds = now - self.submitted
         return self._queue_seconds
 
     def claim(self, room: int) -> Part:

@@ -1,11 +1,10 @@
-"""The command line: `cifarserve serve | classify | models | train | evaluate | export | publish | retrain`."""
+"""The command line: `cifarserve serve | classify | models | health | train | evaluate | export | publish | retrain`."""
 
 from __future__ import annotations
 
 import argparse
 import asyncio
 import json
-import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -61,6 +60,12 @@ def _parser() -> argparse.ArgumentParser:
         action.add_argument("name", help="the model")
         action.add_argument("--models", type=Path, default=Path("models"), help="the repository (default: %(default)s)")
 
+    health = commands.add_parser("health", help="ask a server's health service; exit status 0: serving, 1: not")
+    health.add_argument("--target", help="address of the server (default: localhost, and the port in the settings)")
+    health.add_argument("--service", default="", help="name to ask for: a model, or a service (default: the whole)")
+    health.add_argument("--timeout", type=float, default=3.0, help="seconds to wait (default: %(default)s)")
+    health.set_defaults(func=_health)
+
     from training.cli import add_subcommands
 
     add_subcommands(commands)
@@ -86,7 +91,7 @@ def _add_gates(parser: argparse.ArgumentParser) -> None:
 
 
 def _serve(options: argparse.Namespace) -> int:
-    from service import config
+    from service import config, logs
     from service.server import Server, StartError, run
     from service.serving import LoadError
 
@@ -94,9 +99,7 @@ def _serve(options: argparse.Namespace) -> int:
         settings = config.load(vars(options))
     except config.ConfigError as error:
         return _fail(str(error), USAGE_ERROR)
-    logging.basicConfig(
-        level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr
-    )
+    logs.configure(settings.log_level, settings.log_format)
 
     def announce(server: Server) -> None:
         for model in server.repository.models():
@@ -174,6 +177,20 @@ def _models(options: argparse.Namespace) -> int:
             f"{model.provider}, {model.precision}",
         )  # fmt: skip
     Console().print(table)
+    return 0
+
+
+def _health(options: argparse.Namespace) -> int:
+    from service import config, health
+
+    try:
+        target = options.target or f"localhost:{config.load({}).port}"
+    except config.ConfigError as error:
+        return _fail(str(error), USAGE_ERROR)
+    state = health.check(target, options.service, options.timeout)
+    if state != "SERVING":
+        return _fail(f"{target}: {state}")
+    print(state)
     return 0
 
 

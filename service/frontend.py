@@ -21,6 +21,7 @@ from service.batching import Answer
 from service.config import Settings
 from service.errors import InvalidInput
 from service.images import Pixels
+from service.logs import AccessLog
 from service.metrics import Metrics
 from service.repository import Repository
 from service.serving import ServedModel
@@ -49,6 +50,7 @@ class Frontend:
         self.settings = settings
         self._metrics = metrics
         self._decoders = decoders
+        self._access = AccessLog(settings.access_log_share)
         self.shadow = Shadow()
 
     async def answer(
@@ -73,10 +75,12 @@ class Frontend:
             code = status.code_of(failure)
             return failure
         finally:
+            now = time.monotonic()
+            if self._access.wants():
+                _log_access(self._access, context, model, code, now - started, timing)
             if model is None:
                 self._metrics.unknown(code.name)
             else:
-                now = time.monotonic()
                 model.metrics.answered(code.name, now - started)
                 if timing.computed_at is not None:
                     model.metrics.went_through(
@@ -121,6 +125,26 @@ class Frontend:
             if outcome is not None:
                 raise outcome
         return batch
+
+
+def _log_access(
+    access: AccessLog,
+    context: grpc.aio.ServicerContext,  # type: ignore[type-arg]
+    model: ServedModel | None,
+    code: grpc.StatusCode,
+    seconds: float,
+    timing: Timing,
+) -> None:
+    access.write(
+        code=code.name,
+        model=model.manifest.name if model else None,
+        version=model.manifest.version if model else None,
+        peer=context.peer(),
+        seconds=round(seconds, 6),
+        decode_seconds=round(timing.decode_seconds, 6),
+        queue_seconds=round(timing.queue_seconds, 6),
+        compute_seconds=round(timing.compute_seconds, 6),
+    )
 
 
 def deadline_of(context: grpc.aio.ServicerContext) -> float | None:  # type: ignore[type-arg]
