@@ -59,8 +59,9 @@ lock: $(DEV)/.made
 	$(COMPILE) requirements/bootstrap.in --output-file requirements/bootstrap.txt
 	$(COMPILE) pyproject.toml --extra cpu --output-file requirements/cpu.txt
 	$(COMPILE) pyproject.toml --extra gpu --output-file requirements/gpu.txt
+	$(COMPILE) pyproject.toml --extra otel --constraints requirements/cpu.txt --output-file requirements/otel.txt
 	$(COMPILE) pyproject.toml --extra cpu --extra train --output-file requirements/train.txt
-	$(COMPILE) pyproject.toml --extra cpu --extra train --group dev --output-file requirements/dev.txt
+	$(COMPILE) pyproject.toml --extra cpu --extra otel --extra train --group dev --output-file requirements/dev.txt
 
 clean:
 	rm -rf $(SERVE) $(DEV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -24,6 +24,7 @@ import numpy as np
 from service.engine import Engine, Floats
 from service.errors import DeadlineExceeded, QueueFull, Unavailable
 from service.images import Pixels
+from service.tracing import RequestTrace
 
 # Weight of the newest batch in the moving average of the drain rate: the last ten or so batches count.
 _RATE_WEIGHT = 0.2
@@ -143,8 +144,7 @@ class Batcher:
         """Seconds until the queue has room for `images`, by the rate of the last batches."""
         if not self._images_per_second:
             return _RETRY_AFTER_UNMEASURED
-        excess = self._admitted + images - self._max_queue_images
-        return max(_MIN_RETRY_AFTER, excess / self._images_per_second)
+        return max(_MIN_RETRY_AFTER, (self._admitted + images - self._max_queue_images) / self._images_per_second)
 
     async def _serve(self, engine: Engine) -> None:
         while self._admitted or not self._closing:
@@ -187,6 +187,8 @@ class Batcher:
         seconds = time.monotonic() - started
         self.observer.computed(len(images), engine.bucket(len(images)), seconds)
         self.observer.predicted(outputs.probabilities)
+        if traces := [part.request.trace for part in batch if part.request.trace is not None]:
+            traces[0].batch(traces, started, seconds, len(images), engine.bucket(len(images)))
         self._measure(len(images), seconds)
         first = 0
         for part in batch:
@@ -215,6 +217,7 @@ class Request:
         self.unclaimed = images  # not yet computing; these count against the queue's bound
         self._batcher = batcher
         self._count = images
+        self.trace: RequestTrace | None = None
         self._images: Pixels | None = None
         self._deadline: float | None = None
         self._answer: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()

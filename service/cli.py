@@ -94,6 +94,7 @@ def _serve(options: argparse.Namespace) -> int:
     from service import config, logs
     from service.server import Server, StartError, run
     from service.serving import LoadError
+    from service.tracing import TracingError
 
     try:
         settings = config.load(vars(options))
@@ -114,7 +115,7 @@ def _serve(options: argparse.Namespace) -> int:
 
     try:
         asyncio.run(run(settings, announce))
-    except (LoadError, StartError) as error:
+    except (LoadError, StartError, TracingError) as error:
         return _fail(str(error))
     except asyncio.CancelledError:
         return _fail("stopped by a second signal; calls that were not done are lost")

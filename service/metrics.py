@@ -220,9 +220,10 @@ class VersionMetrics:
     def shadow_shed(self, images: int) -> None:
         self._metrics._shadow_images.labels(*self._labels, "shed").inc(images)
 
-    def answered(self, code: str, seconds: float) -> None:
+    def answered(self, code: str, seconds: float, trace_id: str = "") -> None:
+        """`trace_id` is kept as an exemplar, which only scrapes in OpenMetrics' format show."""
         self._metrics._requests.labels(*self._labels, code).inc()
-        self._request_seconds.observe(seconds)
+        self._request_seconds.observe(seconds, {"trace_id": trace_id} if trace_id else None)
         if code == "OK":
             self.statistics.succeeded += 1
             self.statistics.success_seconds += seconds

@@ -18,7 +18,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
 from inference import grpc_predict_v2_pb2, grpc_predict_v2_pb2_grpc
 
-from service import cpu
+from service import cpu, tracing
 from service.classifier import Classifier
 from service.config import Settings
 from service.frontend import Frontend
@@ -55,7 +55,8 @@ class Server:
         self.metrics_port = 0
         self._decoders = ThreadPoolExecutor(settings.decode_threads or cpu.usable_cores(), "decode")
         self._streams = Streams(settings.stream_window)
-        frontend = Frontend(self.repository, settings, self.metrics, self._decoders)
+        self._tracing = tracing.start()
+        frontend = Frontend(self.repository, settings, self.metrics, self._decoders, self._tracing)
         self._classifier = Classifier(frontend, self._streams)
         self._open_inference = OpenInference(frontend, self._streams)
         self._grpc = self._make_grpc_server()
@@ -94,6 +95,8 @@ class Server:
         await self._grpc.stop(max(0.0, deadline - time.monotonic()))
         await closing
         self._decoders.shutdown()
+        if self._tracing is not None:
+            await asyncio.to_thread(self._tracing.close)
         if self._http is not None:
             self._http.shutdown()
             self._http.server_close()

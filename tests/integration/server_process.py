@@ -56,11 +56,18 @@ def cli(*arguments: object, **options: object) -> subprocess.CompletedProcess[st
 
 
 @contextmanager
-def serving(repository: Path, log: Path, *flags: object) -> Iterator[ServerProcess]:
-    """A server on free ports, ready when this yields. It must end by itself within a minute of a SIGTERM."""
+def serving(
+    repository: Path, log: Path, *flags: object, environment: dict[str, str] | None = None
+) -> Iterator[ServerProcess]:
+    """A server on free ports, ready when this yields. It must end by itself within a minute of a SIGTERM.
+
+    `environment` is added to that of the tests.
+    """
     arguments = command("serve", "--model-repository", repository, "--port", 0, "--metrics-port", 0, *flags)
     with log.open("w") as stderr:
-        process = subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=stderr, text=True, env=ENVIRONMENT)
+        process = subprocess.Popen(
+            arguments, stdout=subprocess.PIPE, stderr=stderr, text=True, env=ENVIRONMENT | (environment or {})
+        )
     try:
         announced = []
         assert process.stdout is not None

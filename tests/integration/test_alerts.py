@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from docs import generate
-from service.client import Client
+from service.client import Client, Options
 from tests import colour_model
 from tests.integration.prometheus_process import needs_prometheus, scraping
 from tests.integration.server_process import ROOT, serving
@@ -80,7 +80,7 @@ def test_prometheus_evaluates_every_rule_on_a_live_server(models: Path, tmp_path
     with (
         serving(models, tmp_path / "log") as server,
         scraping(server.metrics_url, tmp_path / "prometheus") as prometheus,
-        Client(server.target) as client,
+        Client(server.target, Options(timeout=60)) as client,
     ):
         traffic = 'job_model_version_code:cifarserve_requests:rate5m{model="colours", version="1", code="OK"} > 0'
         while not (prometheus.query(traffic) and prometheus.query("job:cifarserve_failures:ratio_rate5m")):

@@ -155,13 +155,8 @@ def test_every_metric_is_documented_and_every_documented_one_moves(models: Path,
 @contextmanager
 def _busy_server(models: Path, tmp_path: Path) -> Iterator[ServerProcess]:
     """A server with all that it can do switched on, under traffic that makes it do it, until this ends."""
-    baseline = {
-        "class_distribution": dict.fromkeys(colour_model.LABELS, 0.2),
-        "confidence_edges": [0.0, 0.5, 1.0],
-        "confidence_counts": [50, 50],
-    }
     for version in (1, 2):
-        colour_model.publish(models, version=version, baseline=baseline, scale=1 / version)
+        colour_model.publish(models, version=version, baseline=colour_model.BASELINE, scale=1 / version)
     colour_model.edit_manifest(colour_model.publish(models, version=3), labels=None)
     (models / "colours" / "config.toml").write_text("shadow = 1\ncache_bytes = 1000000\nversions = 'latest 2'\n")
     colour_model.publish(models, "slow", work=3)
