@@ -3,6 +3,7 @@
 #   make retrain   train, evaluate, export, publish           make lint      ruff and mypy
 #   make protos    remake the gRPC stubs                      make lock      remake requirements/
 #   make bench-serve   the server against its two ceilings: the engine alone, and gRPC alone
+#   make docs      remake what documents and deploy/ repeat of the code
 
 PYTHON ?= python3
 SERVE := .venv
@@ -11,7 +12,7 @@ DEV := .venv-dev
 DATA ?= cifar10
 ARGS ?=
 
-.PHONY: serve test retrain bench-serve lint format protos lock clean
+.PHONY: serve test retrain bench-serve lint format protos docs lock clean
 
 serve: $(SERVE)/.made
 	$(SERVE)/bin/cifarserve serve $(ARGS)
@@ -37,6 +38,9 @@ format: $(DEV)/.made
 protos: $(DEV)/.made
 	$(DEV)/bin/python protos/generate.py protos
 
+docs: $(DEV)/.made
+	$(DEV)/bin/python docs/generate.py
+
 # uv comes from a hashed file too; it installs the rest several times faster than pip, in parallel.
 $(SERVE)/.made: requirements/bootstrap.txt requirements/cpu.txt pyproject.toml
 	$(PYTHON) -m venv --clear $(SERVE)
@@ -59,8 +63,9 @@ lock: $(DEV)/.made
 	$(COMPILE) requirements/bootstrap.in --output-file requirements/bootstrap.txt
 	$(COMPILE) pyproject.toml --extra cpu --output-file requirements/cpu.txt
 	$(COMPILE) pyproject.toml --extra gpu --output-file requirements/gpu.txt
+	$(COMPILE) pyproject.toml --extra otel --constraints requirements/cpu.txt --output-file requirements/otel.txt
 	$(COMPILE) pyproject.toml --extra cpu --extra train --output-file requirements/train.txt
-	$(COMPILE) pyproject.toml --extra cpu --extra train --group dev --output-file requirements/dev.txt
+	$(COMPILE) pyproject.toml --extra cpu --extra otel --extra train --group dev --output-file requirements/dev.txt
 
 clean:
 	rm -rf $(SERVE) $(DEV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -21,7 +21,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from typing import Protocol
 
-from service.engine import Engine, Outputs
+from service.engine import Engine, Floats, Outputs
 from service.errors import DeadlineExceeded, QueueFull, Unavailable
 from service.pending import Part, Request
 
@@ -42,6 +42,9 @@ class BatchObserver(Protocol):
 
     def computed(self, images: int, bucket: int, seconds: float) -> None:
         """A batch of `images`, padded to `bucket`, took the engine `seconds`."""
+
+    def predicted(self, probabilities: Floats) -> None:
+        """What the engine gave for a batch, [n, classes]."""
 
     def dropped(self, reason: str, images: int) -> None:
         """`images` will not be computed: shed, expired or cancelled."""
@@ -116,6 +119,12 @@ class Batcher:
         """Images that are admitted and not yet computing."""
         return self._admitted
 
+    def oldest_seconds(self) -> float:
+        """How long the oldest request in the queue has waited; 0 when none does. From any thread."""
+        with self._changed:
+            waiting = [request.submitted for _, _, request in self._queue]
+        return time.monotonic() - min(waiting) if waiting else 0.0
+
     def enqueue(self, request: Request, due: float) -> None:
         with self._changed:
             heapq.heappush(self._queue, (due, next(self._arrivals), request))
@@ -148,8 +157,7 @@ class Batcher:
         """Seconds until the queue has room for `images`, by the rate of the last batches."""
         if not self._images_per_second:
             return _RETRY_AFTER_UNMEASURED
-        excess = self._admitted + images - self._max_queue_images
-        return max(_MIN_RETRY_AFTER, excess / self._images_per_second)
+        return max(_MIN_RETRY_AFTER, (self._admitted + images - self._max_queue_images) / self._images_per_second)
 
     def _ring(self) -> None:
         with self._changed:
@@ -228,9 +236,9 @@ class Batcher:
         except Exception as error:  # whatever the engine raises is the answer of this batch, and of no other
             self._loop.call_soon_threadsafe(_fail, batch, error)
             return
-        self._loop.call_soon_threadsafe(self._finish, engine, batch, outputs, time.monotonic() - started)
+        self._loop.call_soon_threadsafe(self._finish, engine, batch, outputs, started, time.monotonic() - started)
 
-    def _finish(self, engine: Engine, batch: list[Part], outputs: Outputs, seconds: float) -> None:
+    def _finish(self, engine: Engine, batch: list[Part], outputs: Outputs, started: float, seconds: float) -> None:
         """On the loop: give every request in the batch its rows."""
         first = 0
         for part in batch:
@@ -238,6 +246,9 @@ class Batcher:
             part.request.take(part.first, outputs.probabilities[rows], outputs.logits[rows], seconds)
             first = rows.stop
         self.observer.computed(first, engine.bucket(first), seconds)
+        self.observer.predicted(outputs.probabilities)
+        if traces := [part.request.trace for part in batch if part.request.trace is not None]:
+            traces[0].batch(traces, started, seconds, first, engine.bucket(first))
         weight = _RATE_WEIGHT if self._images_per_second else 1.0
         self._images_per_second += weight * (first / seconds - self._images_per_second)
 

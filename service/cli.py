@@ -1,4 +1,4 @@
-"""The command line: `cifarserve serve | classify | models | train | evaluate | export | publish | retrain`."""
+"""The command line: `cifarserve serve | classify | models | health | train | evaluate | export | publish | retrain`."""
 
 from __future__ import annotations
 
@@ -70,6 +70,12 @@ def _parser() -> argparse.ArgumentParser:
     for action in (rollback, promote, compare):
         action.add_argument("--models", type=Path, default=Path("models"), help="the repository (default: %(default)s)")
 
+    health = commands.add_parser("health", help="ask a server's health service; exit status 0: serving, 1: not")
+    health.add_argument("--target", help="address of the server (default: localhost, and the port in the settings)")
+    health.add_argument("--service", default="", help="name to ask for: a model, or a service (default: the whole)")
+    health.add_argument("--timeout", type=float, default=3.0, help="seconds to wait (default: %(default)s)")
+    health.set_defaults(func=_health)
+
     from training.cli import add_subcommands
 
     add_subcommands(commands)
@@ -112,14 +118,14 @@ def _add_comparison(parser: argparse.ArgumentParser) -> None:
 
 
 def _serve(options: argparse.Namespace) -> int:
-    from service import config, workers
+    from service import config, logs, workers
     from service.errors import StartError
 
     try:
         settings = config.load(vars(options))
     except config.ConfigError as error:
         return _fail(str(error), USAGE_ERROR)
-    config.set_up_logging(settings)
+    logs.configure(settings.log_level, settings.log_format)
     settings = dataclasses.replace(settings, workers=workers.count(settings))
 
     def announce(started: workers.Started) -> None:
@@ -146,6 +152,7 @@ def _serve_here(settings: Settings, announce: Callable[[Started], None]) -> None
     from service.errors import StartError
     from service.server import Server, serve
     from service.serving import LoadError
+    from service.tracing import TracingError
     from service.workers import Started
 
     def started(server: Server) -> None:
@@ -154,7 +161,7 @@ def _serve_here(settings: Settings, announce: Callable[[Started], None]) -> None
 
     try:
         serve(settings, started)
-    except LoadError as error:
+    except (LoadError, TracingError) as error:
         raise StartError(str(error)) from error
 
 
@@ -214,6 +221,20 @@ def _models(options: argparse.Namespace) -> int:
             f"{model.provider}, {model.precision}",
         )  # fmt: skip
     Console().print(table)
+    return 0
+
+
+def _health(options: argparse.Namespace) -> int:
+    from service import config, health
+
+    try:
+        target = options.target or f"localhost:{config.load({}).port}"
+    except config.ConfigError as error:
+        return _fail(str(error), USAGE_ERROR)
+    state = health.check(target, options.service, options.timeout)
+    if state != "SERVING":
+        return _fail(f"{target}: {state}")
+    print(state)
     return 0
 
 

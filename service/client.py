@@ -71,15 +71,23 @@ class Prediction:
 
 @dataclass(frozen=True)
 class Options:
-    """How to connect and call. `timeout`, in seconds, bounds a call with all its retries."""
+    """How to connect and call. `timeout`, in seconds, bounds a call with all its retries.
+
+    `round_robin` spreads the calls over all addresses that the target stands for, as a headless service's name does.
+    """
 
     timeout: float = 10.0
     attempts: int = 4
     max_message_bytes: int = 64 << 20
+    round_robin: bool = False
 
-    def channel_options(self) -> list[tuple[str, int]]:
-        limit = self.max_message_bytes
-        return [("grpc.max_send_message_length", limit), ("grpc.max_receive_message_length", limit)]
+    def channel_options(self) -> list[tuple[str, int | str]]:
+        limit, policy = self.max_message_bytes, "round_robin" if self.round_robin else "pick_first"
+        return [
+            ("grpc.max_send_message_length", limit),
+            ("grpc.max_receive_message_length", limit),
+            ("grpc.lb_policy_name", policy),
+        ]
 
 
 class Client:

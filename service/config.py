@@ -9,9 +9,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-import logging
 import os
-import sys
 import tomllib
 import typing
 from collections.abc import Mapping
@@ -80,11 +78,20 @@ class Settings:
     stream_window: int = _setting(
         256, "images of one stream that are worked on at once; it is read no further", least=1
     )
+    max_connection_age_seconds: float = _setting(
+        0.0, "connections are closed after this time, so that clients look for new replicas; 0: never", least=0.0
+    )
     lame_duck_seconds: float = _setting(
         0.0, "after SIGTERM, time from health NOT_SERVING until new calls are refused", least=0.0
     )
     drain_seconds: float = _setting(30.0, "after SIGTERM, longest wait for accepted calls to finish", least=0.0)
     log_level: str = _setting("info", "least severe lines to log", choices=("debug", "info", "warning", "error"))
+    log_format: str = _setting(
+        "auto", "json: one object a line; auto: text on a terminal, else json", choices=("auto", "text", "json")
+    )
+    access_log_share: float = _setting(
+        0.0, "share of the requests that get a line in the log; all do with log_level debug", least=0.0, most=1.0
+    )
 
     def __post_init__(self) -> None:
         if self.max_images_per_request > self.max_queue_images:
@@ -127,13 +134,6 @@ def load(flags: Mapping[str, Any], environment: Mapping[str, str] | None = None)
 def from_json(text: str) -> Settings:
     """The settings that dataclasses.asdict gave, through JSON. Raises ConfigError."""
     return Settings(**{name: check_setting(name, value, name) for name, value in json.loads(text).items()})
-
-
-def set_up_logging(settings: Settings) -> None:
-    """Log lines go to standard error."""
-    logging.basicConfig(
-        level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr
-    )
 
 
 def flag(name: str) -> str:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 import re
 import shutil
 from pathlib import Path
+
+log = logging.getLogger(__name__)
 
 _MODEL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 _VERSION_NAME = re.compile(r"[1-9][0-9]{0,17}")
@@ -14,6 +17,17 @@ def model_names(repository: Path) -> set[str]:
     """The models that have a version."""
     folders = repository.iterdir() if repository.is_dir() else ()
     return {folder.name for folder in folders if _MODEL_NAME.fullmatch(folder.name) and model_versions(folder)}
+
+
+def collect_garbage(folder: Path, keep: int, used: set[int]) -> None:
+    """Delete the versions in `folder` beyond the highest `keep` that are not used; 0 keeps all."""
+    for version in set(model_versions(folder)[:-keep] if keep else ()) - used:
+        try:
+            delete_version(folder, version)
+        except OSError as error:
+            log.warning("cannot delete %s version %d: %s", folder.name, version, error)
+            continue
+        log.info("deleted %s version %d: keep_versions is %d", folder.name, version, keep)
 
 
 def delete_version(folder: Path, version: int) -> None:

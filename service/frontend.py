@@ -20,11 +20,13 @@ from service import status
 from service.config import Settings
 from service.errors import InvalidInput
 from service.images import Pixels
+from service.logs import AccessLog
 from service.metrics import Metrics
 from service.pending import Answer
 from service.repository import Repository
 from service.serving import ServedModel
 from service.shadow import Shadow
+from service.tracing import RequestTrace, Tracing
 
 _Reply = TypeVar("_Reply")
 # Writes one decoded image into its row, uint8 [height, width, channels]. Raises InvalidInput.
@@ -39,16 +41,24 @@ class Timing:
     queue_seconds: float = 0.0
     compute_seconds: float = 0.0
     computed_at: float | None = None  # on time.monotonic()'s clock; None: it never came so far
+    trace: RequestTrace | None = None
 
 
 class Frontend:
     def __init__(
-        self, repository: Repository, settings: Settings, metrics: Metrics, decoders: ThreadPoolExecutor
+        self,
+        repository: Repository,
+        settings: Settings,
+        metrics: Metrics,
+        decoders: ThreadPoolExecutor,
+        tracing: Tracing | None = None,
     ) -> None:
         self.repository = repository
         self.settings = settings
         self._metrics = metrics
         self._decoders = decoders
+        self._tracing = tracing
+        self._access = AccessLog(settings.access_log_share)
         self.shadow = Shadow()
 
     async def answer(
@@ -60,6 +70,8 @@ class Frontend:
     ) -> _Reply | status_pb2.Status:
         """The reply that `work` gives with the model, or the status that the request fails with; counted either way."""
         started, timing = time.monotonic(), Timing()
+        if self._tracing is not None:
+            timing.trace = self._tracing.request(context.invocation_metadata() or ())
         model: ServedModel | None = None
         code = grpc.StatusCode.CANCELLED
         try:
@@ -73,11 +85,16 @@ class Frontend:
             code = status.code_of(failure)
             return failure
         finally:
+            now = time.monotonic()
+            if timing.trace is not None:
+                _end_trace(timing.trace, model, code, timing)
+            if self._access.wants():
+                _log_access(self._access, context, model, code, now - started, timing)
             if model is None:
                 self._metrics.unknown(code.name)
             else:
-                now = time.monotonic()
-                model.metrics.answered(code.name, now - started)
+                trace_id = timing.trace.trace_id if timing.trace is not None else ""
+                model.metrics.answered(code.name, now - started, trace_id)
                 if timing.computed_at is not None:
                     model.metrics.went_through(
                         timing.decode_seconds, timing.queue_seconds, timing.compute_seconds, now - timing.computed_at
@@ -101,6 +118,7 @@ class Frontend:
             raise InvalidInput(field, f"must be from 1 to {most} images, are {len(images)}")
         started = time.monotonic()
         with model.batcher.admit(len(images)) as admitted:
+            admitted.trace = timing.trace
             if not isinstance(images, np.ndarray):
                 images = await self._decode(model.manifest.image_shape, images)
             timing.decode_seconds = time.monotonic() - started
@@ -121,6 +139,34 @@ class Frontend:
             if outcome is not None:
                 raise outcome
         return batch
+
+
+def _end_trace(trace: RequestTrace, model: ServedModel | None, code: grpc.StatusCode, timing: Timing) -> None:
+    if timing.computed_at is not None:
+        trace.stages(
+            timing.computed_at, decode=timing.decode_seconds, queue=timing.queue_seconds, compute=timing.compute_seconds
+        )
+    trace.end(code.name, model.manifest.name if model else "", model.manifest.version if model else 0)
+
+
+def _log_access(
+    access: AccessLog,
+    context: grpc.aio.ServicerContext,  # type: ignore[type-arg]
+    model: ServedModel | None,
+    code: grpc.StatusCode,
+    seconds: float,
+    timing: Timing,
+) -> None:
+    access.write(
+        code=code.name,
+        model=model.manifest.name if model else None,
+        version=model.manifest.version if model else None,
+        peer=context.peer(),
+        seconds=round(seconds, 6),
+        decode_seconds=round(timing.decode_seconds, 6),
+        queue_seconds=round(timing.queue_seconds, 6),
+        compute_seconds=round(timing.compute_seconds, 6),
+    )
 
 
 def deadline_of(context: grpc.aio.ServicerContext) -> float | None:  # type: ignore[type-arg]

@@ -18,6 +18,8 @@ from grpc_health.v1 import health_pb2_grpc as pb_grpc
 _Context = grpc.aio.ServicerContext[Any, Any]
 SERVING = pb.HealthCheckResponse.SERVING
 NOT_SERVING = pb.HealthCheckResponse.NOT_SERVING
+# SERVING as long as the event loop answers, also while models load and while the server drains: for liveness probes.
+LIVENESS = "cifarserve.liveness"
 _UNKNOWN = pb.HealthCheckResponse.SERVICE_UNKNOWN
 
 
@@ -25,13 +27,13 @@ class Health(pb_grpc.HealthServicer):
     """The state of each name. To be used from one event loop."""
 
     def __init__(self) -> None:
-        self._states: dict[str, Any] = {"": NOT_SERVING}
+        self._states: dict[str, Any] = {"": NOT_SERVING, LIVENESS: SERVING}
         self._changed = asyncio.Event()  # replaced at every change, so that each watcher sees each one
         self._ending = False
 
     def serving(self, names: Iterable[str]) -> None:
         """Exactly these names are SERVING; those that were and are not among them become NOT_SERVING."""
-        self._change(dict.fromkeys(self._states, NOT_SERVING) | dict.fromkeys(names, SERVING))
+        self._change(dict.fromkeys(self._states, NOT_SERVING) | dict.fromkeys((*names, LIVENESS), SERVING))
 
     def not_serving(self) -> None:
         self.serving(())
@@ -64,3 +66,14 @@ class Health(pb_grpc.HealthServicer):
         self._states = states
         changed, self._changed = self._changed, asyncio.Event()
         changed.set()
+
+
+def check(target: str, service: str, timeout: float) -> str:
+    """The state of `service` at `target`, such as SERVING; of a call that failed, its status code and message."""
+    with grpc.insecure_channel(target) as channel:
+        stub: Any = pb_grpc.HealthStub(channel)
+        try:
+            reply = stub.Check(pb.HealthCheckRequest(service=service), timeout=timeout)
+        except grpc.RpcError as error:
+            return f"{error.code().name}: {error.details()}"
+    return str(pb.HealthCheckResponse.ServingStatus.Name(reply.status))

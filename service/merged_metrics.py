@@ -23,6 +23,7 @@ _Merge = Callable[[Iterable[float]], float]
 # What is not listed describes one process or its model and is the same in all, or is worst where it is highest.
 GAUGES: dict[str, _Merge] = {
     "cifarserve_queue_images": math.fsum,
+    "cifarserve_queue_limit_images": math.fsum,
     "cifarserve_cache_bytes": math.fsum,
     "process_resident_memory_bytes": math.fsum,
     "process_virtual_memory_bytes": math.fsum,

@@ -10,14 +10,20 @@ from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+import numpy as np
+from prometheus_client import Counter, Gauge, Histogram
 from prometheus_client.gc_collector import GCCollector
+from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 from prometheus_client.platform_collector import PlatformCollector
 from prometheus_client.process_collector import ProcessCollector
+
+from service.engine import Floats
+from service.metric_families import Families
 
 # 100 microseconds to 10 seconds, three to a decade.
 SECONDS = (0.0001, 0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
 BATCH_IMAGES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
+CONFIDENCES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99, 1.0)
 DISTANCES = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
 _VERSION = ("model", "version")
 
@@ -26,7 +32,8 @@ class Metrics:
     """The metrics of one server, in a registry of their own."""
 
     def __init__(self) -> None:
-        self.registry = CollectorRegistry()
+        self.families = Families()
+        self.registry = self.families.registry
         for collector in (ProcessCollector, PlatformCollector, GCCollector):
             collector(registry=self.registry)
         self._requests = self._counter("requests", "Requests answered, by gRPC status code.", "code")
@@ -37,39 +44,56 @@ class Metrics:
         self._images = self._counter("images", "Images computed.")
         self._padding = self._counter("padding_images", "Rows computed only to fill a batch up to its bucket.")
         self._dropped = self._counter("dropped_images", "Images not computed: shed, expired or cancelled.", "reason")
-        self._batch_images = Histogram(
-            "cifarserve_batch_images", "Images in one batch, without padding.", _VERSION,
-            buckets=BATCH_IMAGES, registry=self.registry,
-        )  # fmt: skip
-        self._queue_images = Gauge(
-            "cifarserve_queue_images", "Images admitted and not yet computing.", _VERSION, registry=self.registry
+        self._batch_images = self._histogram("batch_images", "Images in one batch, without padding.", BATCH_IMAGES)
+        self._queue_images = self._gauge("queue_images", "Images admitted and not yet computing.")
+        self._queue_limit = self._gauge("queue_limit_images", "Images that may wait; beyond, requests are shed.")
+        self._queue_age = self._gauge("queue_oldest_seconds", "How long the oldest request in the queue has waited.")
+        self._load_failures = self.families.counter(
+            "cifarserve_load_failures", "Versions that did not load, by reason.", "model", "reason"
         )
-        self._load_failures = Counter(
-            "cifarserve_load_failures", "Versions that did not load, by reason.", ("model", "reason"),
-            registry=self.registry,
-        )  # fmt: skip
-        self._drift = Gauge(
-            "cifarserve_drift_index",
+        self._drift = self._gauge(
+            "drift_index",
             "Population stability index of the last images against the test split; NaN for too few images.",
-            (*_VERSION, "of"), registry=self.registry,
-        )  # fmt: skip
-        self._cache_images = self._counter("cache_images", "Images looked up in the response cache.", "result")
-        self._cache_bytes = Gauge(
-            "cifarserve_cache_bytes", "Size of the response cache.", _VERSION, registry=self.registry
+            "of",
         )
+        self._cache_images = self._counter("cache_images", "Images looked up in the response cache.", "result")
+        self._cache_bytes = self._gauge("cache_bytes", "Size of the response cache.")
         self._shadow_images = self._counter("shadow_images", "Images mirrored to this version, or shed.", "result")
-        self._shadow_distance = Histogram(
-            "cifarserve_shadow_distance", "Total variation between this version's probabilities and the caller's.",
-            _VERSION, buckets=DISTANCES, registry=self.registry,
+        self._shadow_distance = self._histogram(
+            "shadow_distance", "Total variation between this version's probabilities and the caller's.", DISTANCES
+        )
+        self._model_info = self._gauge(
+            "model_info", "1 for each version that is served: what computes it, and the provider setting (asked).",
+            "provider", "precision", "asked",
         )  # fmt: skip
-        self._model_info = Gauge(
-            "cifarserve_model_info", "1 for each version that is served, with what computes it.",
-            (*_VERSION, "provider", "precision"), registry=self.registry,
+        self._predictions: dict[tuple[str, str], Predictions] = {}
+        self.families.at_scrape(
+            CounterMetricFamily, "cifarserve_predicted_images", "Images computed, by predicted class.",
+            *_VERSION, "class", fill=self._fill_predicted,
+        )  # fmt: skip
+        self.families.at_scrape(
+            HistogramMetricFamily, "cifarserve_confidence", "Probability of the predicted class, of images computed.",
+            *_VERSION, fill=self._fill_confidence,
         )  # fmt: skip
 
-    def version(self, model: str, version: int) -> VersionMetrics:
-        """The metrics of one version of one model."""
-        return VersionMetrics(self, model, str(version))
+    def version(self, model: str, version: int, labels: tuple[str, ...]) -> VersionMetrics:
+        """The metrics of one version of one model; a version that comes back goes on counting where it was."""
+        key = model, str(version)
+        if key not in self._predictions or self._predictions[key].labels != labels:
+            self._predictions[key] = Predictions(labels)
+        return VersionMetrics(self, *key, self._predictions[key])
+
+    def watch_states(self, states: Callable[[], Iterable[tuple[str, int, str]]]) -> None:
+        """Ask this for (model, version, state) of every version in the repository, at every scrape."""
+
+        def fill(family: GaugeMetricFamily) -> None:
+            for model, version, state in states():
+                family.add_metric((model, str(version), state), 1)
+
+        self.families.at_scrape(
+            GaugeMetricFamily, "cifarserve_model_state", "1 for the state that each version in the repository is in.",
+            *_VERSION, "state", fill=fill,
+        )  # fmt: skip
 
     def unknown(self, code: str) -> None:
         """Count a request for a model or version that is not served."""
@@ -78,13 +102,45 @@ class Metrics:
     def load_failed(self, model: str, reason: str) -> None:
         self._load_failures.labels(model, reason).inc()
 
+    def _fill_predicted(self, family: CounterMetricFamily) -> None:
+        for key, predictions in list(self._predictions.items()):
+            for label, images in zip(predictions.labels, predictions.classes.tolist(), strict=True):
+                family.add_metric((*key, label), images)
+
+    def _fill_confidence(self, family: HistogramMetricFamily) -> None:
+        bounds = [*map(str, CONFIDENCES), "+Inf"]
+        for key, predictions in list(self._predictions.items()):
+            counts = predictions.confidences.cumsum().tolist()
+            family.add_metric(key, list(zip(bounds, counts, strict=True)), predictions.confidence_sum)
+
     def _counter(self, name: str, documentation: str, *labels: str) -> Counter:
-        return Counter(f"cifarserve_{name}", documentation, (*_VERSION, *labels), registry=self.registry)
+        return self.families.counter(f"cifarserve_{name}", documentation, *_VERSION, *labels)
+
+    def _gauge(self, name: str, documentation: str, *labels: str) -> Gauge:
+        return self.families.gauge(f"cifarserve_{name}", documentation, *_VERSION, *labels)
+
+    def _histogram(self, name: str, documentation: str, buckets: Iterable[float]) -> Histogram:
+        return self.families.histogram(f"cifarserve_{name}", documentation, *_VERSION, buckets=buckets)
 
     def _seconds(self, stage: str, documentation: str) -> Histogram:
-        return Histogram(
-            f"cifarserve_{stage}_seconds", documentation, _VERSION, buckets=SECONDS, registry=self.registry
-        )
+        return self._histogram(f"{stage}_seconds", documentation, SECONDS)
+
+
+class Predictions:
+    """What one version predicted. Plain arrays, added to once a batch: a metric's own object would cost every image."""
+
+    def __init__(self, labels: tuple[str, ...]) -> None:
+        self.labels = labels
+        self.classes = np.zeros(len(labels), np.int64)
+        self.confidences = np.zeros(len(CONFIDENCES) + 1, np.int64)  # the last is beyond the last bound
+        self.confidence_sum = 0.0
+
+    def add(self, probabilities: Floats) -> None:
+        """Take in the rows of a batch, [n, classes]."""
+        confidences = probabilities.max(axis=1)
+        self.classes += np.bincount(probabilities.argmax(axis=1), minlength=len(self.classes))
+        self.confidences += np.bincount(np.searchsorted(CONFIDENCES, confidences), minlength=len(self.confidences))
+        self.confidence_sum += float(confidences.sum())
 
 
 @dataclass
@@ -108,12 +164,13 @@ class Statistics:
 class VersionMetrics:
     """The metrics of one version with its labels already looked up. A `batching.BatchObserver`."""
 
-    def __init__(self, metrics: Metrics, model: str, version: str) -> None:
+    def __init__(self, metrics: Metrics, model: str, version: str, predictions: Predictions) -> None:
         labels = (model, version)
         self._labels = labels
         self._metrics = metrics
         self.statistics = Statistics()
         self._requests: dict[str, Counter] = {}  # by code, so that a request looks no labels up
+        self.predicted = predictions.add
         self._decode_seconds = metrics._decode_seconds.labels(*labels)
         self._request_seconds = metrics._request_seconds.labels(*labels)
         self._queue_seconds = metrics._queue_seconds.labels(*labels)
@@ -124,15 +181,21 @@ class VersionMetrics:
         self._queue_images = metrics._queue_images.labels(*labels)
         self._shadow_distance = metrics._shadow_distance.labels(*labels)
 
-    def serving(self, provider: str, precision: str) -> None:
-        self._metrics._model_info.labels(*self._labels, provider, precision).set(1)
+    def serving(self, provider: str, precision: str, asked: str) -> None:
+        self._metrics._model_info.labels(*self._labels, provider, precision, asked).set(1)
 
-    def retired(self, provider: str, precision: str) -> None:
-        self._metrics._model_info.remove(*self._labels, provider, precision)
-        self._metrics._queue_images.remove(*self._labels)
+    def retired(self, provider: str, precision: str, asked: str) -> None:
+        self._metrics._model_info.remove(*self._labels, provider, precision, asked)
+        for gauge in (self._metrics._queue_images, self._metrics._queue_limit, self._metrics._queue_age):
+            gauge.remove(*self._labels)
         for of in ("class", "confidence"):
             with suppress(KeyError):  # a version without a baseline has none
                 self._metrics._drift.remove(*self._labels, of)
+
+    def watch_queue(self, limit: int, oldest_seconds: Callable[[], float]) -> None:
+        """The queue's bound in images, and what to ask at every scrape for the age of its oldest request."""
+        self._metrics._queue_limit.labels(*self._labels).set(limit)
+        self._metrics._queue_age.labels(*self._labels).set_function(oldest_seconds)
 
     def watch_drift(self, of_classes: Callable[[], float], of_confidence: Callable[[], float]) -> None:
         """Ask these for the drift index at every scrape."""
@@ -158,12 +221,13 @@ class VersionMetrics:
     def shadow_shed(self, images: int) -> None:
         self._metrics._shadow_images.labels(*self._labels, "shed").inc(images)
 
-    def answered(self, code: str, seconds: float) -> None:
+    def answered(self, code: str, seconds: float, trace_id: str = "") -> None:
+        """`trace_id` is kept as an exemplar, which only scrapes in OpenMetrics' format show."""
         requests = self._requests.get(code)
         if requests is None:
             requests = self._requests[code] = self._metrics._requests.labels(*self._labels, code)
         requests.inc()
-        self._request_seconds.observe(seconds)
+        self._request_seconds.observe(seconds, {"trace_id": trace_id} if trace_id else None)
         if code == "OK":
             self.statistics.succeeded += 1
             self.statistics.success_seconds += seconds

@@ -16,6 +16,7 @@ import numpy as np
 
 from service.engine import Floats
 from service.images import Pixels
+from service.tracing import RequestTrace
 
 PRIORITY_STEP = 1.0  # seconds
 DEFAULT_PRIORITY, LOWEST_PRIORITY = 2, 3
@@ -55,12 +56,13 @@ class Request:
 
     __slots__ = (
         "_answer", "_batcher", "_compute_seconds", "_count", "_images", "_queue_seconds", "_rows", "deadline",
-        "submitted", "unclaimed",
+        "submitted", "trace", "unclaimed",
     )  # fmt: skip
 
     def __init__(self, batcher: Queue, images: int, answer: asyncio.Future[Answer]) -> None:
         self.unclaimed = images  # not yet computing; these count against the queue's bound
         self.deadline: float | None = None
+        self.trace: RequestTrace | None = None
         self._batcher = batcher
         self._count = images
         self._images: Pixels | None = None

@@ -7,7 +7,6 @@ import logging
 import time
 from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 from service import folders, serving
 from service.config import ConfigError, Settings
@@ -58,7 +57,7 @@ class Repository:
                 await self.load(name)
         else:
             failures = await self.refresh()
-            if failures and not all(name in self._models for name in self._present()):
+            if failures and not self._present() <= self._models.keys():
                 raise failures[0]
             if not self._models:
                 folder = settings.model_repository
@@ -185,6 +184,10 @@ class Repository:
             for _, state in sorted(self._states.items())
         ]  # fmt: skip
 
+    def states(self) -> list[tuple[str, int, str]]:
+        """(model, version, state) of every version that was there at the last look. From any thread."""
+        return [(one.name, one.version, one.state) for one in list(self._states.values())]
+
     async def close(self) -> None:
         """Refuse new requests with Unavailable, and finish what is admitted."""
         await asyncio.gather(*(served.batcher.close() for served in self.models()))
@@ -236,10 +239,12 @@ class Repository:
         if wanted or kept:
             self._models[name] = Model(name, config, {**kept, **wanted})
         replaced = {v: served for v, served in serving_now.items() if {**kept, **wanted}.get(v) is not served}
+        if self.versions(name) != sorted(serving_now):
+            log.info("%s serves %s now, before %s", name, self.versions(name), sorted(serving_now))
         self._changed()
         await self._retire(name, replaced)
         if not failures:
-            await self._collect_garbage(folder, config, set(wanted))
+            await asyncio.to_thread(folders.collect_garbage, folder, config.keep_versions, set(wanted))
         return failures
 
     def _config_failed(self, name: str, message: str) -> LoadError:
@@ -276,11 +281,7 @@ class Repository:
         self._failed.pop((name, version), None)
         fresh = ServedModel(loaded, config, self._metrics)
         self._states[name, version] = VersionState(name, version, READY)
-        log.info(
-            "loaded %s in %.2f s: %s, %s, accuracy %.4f",
-            fresh.title, time.monotonic() - started, fresh.engine.provider, fresh.engine.precision,
-            loaded.manifest.evaluation["accuracy"],
-        )  # fmt: skip
+        log.info("loaded %s in %.2f s: %s", fresh.title, time.monotonic() - started, fresh.describe())
         return fresh
 
     async def _retire(self, name: str, versions: Mapping[int, ServedModel]) -> None:
@@ -295,15 +296,3 @@ class Repository:
             log.info("retired %s", served.title)
         if versions:
             await asyncio.to_thread(serving.release_memory)
-
-    async def _collect_garbage(self, folder: Path, config: ModelConfig, used: set[int]) -> None:
-        """Delete the versions beyond the highest `keep_versions` that are not served."""
-        if not config.keep_versions:
-            return
-        for version in set(folders.model_versions(folder)[: -config.keep_versions]) - used:
-            try:
-                await asyncio.to_thread(folders.delete_version, folder, version)
-            except OSError as error:
-                log.warning("cannot delete %s version %d: %s", folder.name, version, error)
-                continue
-            log.info("deleted %s version %d: keep_versions is %d", folder.name, version, config.keep_versions)

