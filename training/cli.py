@@ -173,6 +173,11 @@ def _add_evaluate_flags(parser: argparse.ArgumentParser) -> None:
         help="how the model file stores the weights (int8, the default: a quarter of the size). They are rounded "
         "before the model is evaluated, and it computes in fp32 all the same",
     )
+    parser.add_argument(
+        "--six-views", action="store_true",
+        help="also measure accuracy by the mean answer to six views of each image, as some published figures are; it "
+        "is reported apart and changes nothing",
+    )  # fmt: skip
 
 
 def _add_export_flags(parser: argparse.ArgumentParser) -> None:

@@ -22,7 +22,7 @@ def evaluate(arguments: argparse.Namespace) -> None:
     saved = checkpoint.load(arguments.run)
     dataset = stages.run_data(saved.spec, arguments)
     console = stages.new_console()
-    stages.evaluate(arguments.run, dataset, arguments.weights, console)
+    stages.evaluate(arguments.run, dataset, arguments.weights, console, six_views=arguments.six_views)
     console.print(f"next: cifarserve export --run {arguments.run}")
 
 

@@ -12,13 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import safetensors.torch
 import torch
 from safetensors import SafetensorError
 
-from service.images import Pixels
 from training import architectures
 from training.calibrate import fit_temperature, softmax
 from training.checkpoint import Checkpoint
@@ -27,13 +24,13 @@ from training.errors import CheckpointError
 from training.evaluate import baseline, evaluate
 from training.files import write_atomically, write_json
 from training.loop import hold_out_validation, part
-from training.model import Classifier
+from training.model import Classifier, predict_logits
 from training.run import RunSpec
+from training.views import six_view_logits
 from training.weights import round_weights
 
 TENSORS_FILE = "model.safetensors"
 RECORD_FILE = "model.json"
-PREDICTION_BATCH = 250
 
 
 @dataclass(frozen=True)
@@ -48,7 +45,7 @@ class FinishedModel:
     baseline: dict[str, Any]
 
 
-def finish(checkpoint: Checkpoint, dataset: Dataset, weights: str) -> FinishedModel:
+def finish(checkpoint: Checkpoint, dataset: Dataset, weights: str, *, six_views: bool = False) -> FinishedModel:
     """Take the best epoch's weights, round them to the format `weights`, calibrate on validation, evaluate on test.
 
     Raises CheckpointError when no epoch is complete yet, or `dataset` is not the one of the run.
@@ -92,16 +89,15 @@ def finish(checkpoint: Checkpoint, dataset: Dataset, weights: str) -> FinishedMo
             "split": "test",
             "accuracy_before_rounding": float((exact.argmax(1) == labels).mean()),
             "ece_before_calibration": evaluate(uncalibrated, labels, dataset.classes).ece,
+            **(_in_six_views(classifier, dataset) if six_views else {}),
         },
         baseline=dataclasses.asdict(baseline(probabilities, dataset.classes)),
     )
 
 
-def predict_logits(classifier: Classifier, images: Pixels) -> npt.NDArray[np.float32]:
-    """Logits float32 [n, classes] of uint8 [n, h, w, c], in fp32 on the CPU: the answers all exports are held to."""
-    with torch.inference_mode():
-        parts = [classifier(batch).float().numpy() for batch in torch.split(torch.from_numpy(images), PREDICTION_BATCH)]
-    return np.concatenate(parts)
+def _in_six_views(classifier: Classifier, dataset: Dataset) -> dict[str, float]:
+    predicted = six_view_logits(classifier, dataset.test.images).argmax(1)
+    return {"accuracy_in_six_views": float((predicted == dataset.test.labels).mean())}
 
 
 def save(run: Path, model: FinishedModel) -> None:

@@ -6,10 +6,13 @@ Training, evaluation and export all run this module, so preprocessing exists onc
 from __future__ import annotations
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
 from service.images import Pixels
+
+PREDICTION_BATCH = 250
 
 
 class Classifier(nn.Module):
@@ -39,6 +42,13 @@ class Classifier(nn.Module):
         """uint8 [n, height, width, channels] to what the network takes: float32 [n, channels, height, width]."""
         normalised = (image.to(torch.float32) - self.mean) / self.std
         return normalised.permute(0, 3, 1, 2).contiguous(memory_format=self.memory_format)
+
+
+def predict_logits(classifier: Classifier, images: Pixels) -> npt.NDArray[np.float32]:
+    """Logits float32 [n, classes] of uint8 [n, h, w, c], in fp32 on the CPU: the answers all exports are held to."""
+    with torch.inference_mode():
+        parts = [classifier(batch).float().numpy() for batch in torch.split(torch.from_numpy(images), PREDICTION_BATCH)]
+    return np.concatenate(parts)
 
 
 def channel_statistics(images: Pixels) -> tuple[Tensor, Tensor]:

@@ -17,8 +17,7 @@ from training.calibrate import softmax
 from training.datasets import LabelledImages
 from training.errors import ParityError
 from training.evaluate import confusion_matrix
-from training.finished import predict_logits
-from training.model import Classifier
+from training.model import Classifier, predict_logits
 
 Probabilities = npt.NDArray[np.floating]
 

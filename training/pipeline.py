@@ -73,8 +73,8 @@ def _retrain(arguments: argparse.Namespace, console: Console, result: Result) ->
         run, dataset = stages.train(arguments, console)
         result.run = str(run)
     with _timed(result, "evaluate") as stage:
-        model = _done_before(stage, _evaluated(run, arguments.weights)) or stages.evaluate(
-            run, dataset, arguments.weights, console
+        model = _done_before(stage, _evaluated(run, arguments.weights, arguments.six_views)) or stages.evaluate(
+            run, dataset, arguments.weights, console, six_views=arguments.six_views
         )
         result.accuracy = model.evaluation["accuracy"]
     with _timed(result, "export") as stage:
@@ -127,7 +127,7 @@ def _done_before(notes: dict[str, Any], found: T | None) -> T | None:
     return found
 
 
-def _evaluated(run: Path, weights: str) -> FinishedModel | None:
+def _evaluated(run: Path, weights: str, six_views: bool) -> FinishedModel | None:
     """The finished model of exactly this training, if it is there."""
     try:
         model, saved = finished.load(run), checkpoint.load(run)
@@ -135,7 +135,7 @@ def _evaluated(run: Path, weights: str) -> FinishedModel | None:
         return None
     history = [dataclasses.asdict(record) for record in saved.position.history]
     same = model.spec == saved.spec and model.recipe["history"] == history and model.recipe["weights"] == weights
-    return model if same else None
+    return model if same and (not six_views or "accuracy_in_six_views" in model.evaluation) else None
 
 
 def _exported(run: Path, precisions: tuple[str, ...]) -> Export | None:

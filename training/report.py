@@ -20,8 +20,9 @@ from training import charts, optimizers, thumbnails
 from training.calibrate import softmax
 from training.datasets import LabelledImages
 from training.files import write_atomically
-from training.finished import FinishedModel, predict_logits
+from training.finished import FinishedModel
 from training.layers import Layer, first_convolution, trace
+from training.model import predict_logits
 from training.predictions import PREDICTIONS_FILE, Predictions
 from training.provenance import provenance
 from training.significance import wilson_interval

@@ -18,9 +18,10 @@ from training import checkpoint, finished
 from training.datasets import Dataset
 from training.errors import TrainingError
 from training.files import write_atomically, write_json
-from training.finished import FinishedModel, predict_logits
+from training.finished import FinishedModel
 from training.hardware import choose
 from training.lineage import CIFAR, LINEAGE, MNIST, Entry
+from training.model import predict_logits
 from training.recipes import named
 from training.run import describe_run, require_same_run
 from training.sources import read_data

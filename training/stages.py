@@ -115,9 +115,9 @@ def run_data(spec: RunSpec, arguments: argparse.Namespace) -> Dataset:
     return read_data(source, spec.dataset, spec.recipe.image_shape, arguments.download_folder, KNOWN_DATA)
 
 
-def evaluate(run: Path, dataset: Dataset, weights: str, console: Console) -> FinishedModel:
+def evaluate(run: Path, dataset: Dataset, weights: str, console: Console, *, six_views: bool) -> FinishedModel:
     """Turn the best epoch of a run into a finished model, and show how good it is."""
-    model = finished.finish(checkpoint.load(run), dataset, weights)
+    model = finished.finish(checkpoint.load(run), dataset, weights, six_views=six_views)
     finished.save(run, model)
     evaluation = model.evaluation
     table = Table("class", "images", "precision", "recall", "F1", title=f"{dataset.name}, test split")
@@ -132,6 +132,8 @@ def evaluate(run: Path, dataset: Dataset, weights: str, console: Console) -> Fin
         f"fitted on {model.dataset['splits']['validation']:,} validation images "
         f"({evaluation['ece_before_calibration']:.4f} before)"
     )
+    if six_views:
+        console.print(f"accuracy in six views: {evaluation['accuracy_in_six_views']:.2%}")
     return model
 
 

@@ -13,8 +13,8 @@ from training import report
 from training.calibrate import softmax
 from training.datasets import LabelledImages
 from training.evaluate import evaluate
-from training.finished import FinishedModel, predict_logits
-from training.model import Classifier
+from training.finished import FinishedModel
+from training.model import Classifier, predict_logits
 from training.predictions import Predictions
 
 

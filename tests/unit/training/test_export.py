@@ -21,8 +21,7 @@ from tests.unit.training.conftest import FinishedRun
 from training import export, finished
 from training.calibrate import softmax
 from training.errors import CheckpointError, ParityError
-from training.finished import predict_logits
-from training.model import Classifier
+from training.model import Classifier, predict_logits
 from training.parity import Parity, Probabilities, close_enough, compare, measure, require_equal
 
 

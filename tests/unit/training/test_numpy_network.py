@@ -15,11 +15,10 @@ from service.engine import Engine
 from training import architectures
 from training.architectures.from_scratch import NumpyNetwork
 from training.export import to_onnx
-from training.finished import predict_logits
 from training.from_scratch.dropout import Dropout
 from training.from_scratch.linear import Flatten, Linear
 from training.from_scratch.network import Sequential
-from training.model import Classifier
+from training.model import Classifier, predict_logits
 from training.weights import round_weights
 
 SHAPE = (10, 9, 3)

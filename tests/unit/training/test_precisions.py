@@ -14,7 +14,7 @@ from service.manifest import GOLDEN_FILE, MODEL_FILE, model_file
 from tests.unit.training.conftest import FinishedRun
 from training import export, parity, quantize
 from training.calibrate import softmax
-from training.finished import predict_logits
+from training.model import predict_logits
 from training.parity import Parity, close_enough, measure
 
 

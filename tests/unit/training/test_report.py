@@ -23,9 +23,8 @@ from training import architectures, export, predictions, publish, report
 from training.calibrate import softmax
 from training.datasets import LabelledImages
 from training.errors import CheckpointError
-from training.finished import predict_logits
 from training.layers import first_convolution, trace
-from training.model import Classifier
+from training.model import Classifier, predict_logits
 from training.predictions import PREDICTIONS_FILE, Predictions, PredictionsError
 from training.report import REPORT_FILE
 
