@@ -3,8 +3,8 @@
     python benchmarks/train.py --data cifar10-jpeg.tar.xz
 
 The plain loop is what a tutorial has: torchvision's transforms on PIL images in a DataLoader with two workers, fp32,
-contiguous, and the network as it is. Ours is `training.loop` as the command line runs it, on images of full size. Prints
-images/s of each round and the ratio of the medians.
+contiguous, and the network as it is. Ours is `training.loop` as the command line runs it, on images of full size.
+Prints images/s of each round and the ratio of the medians.
 """
 
 from __future__ import annotations

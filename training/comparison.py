@@ -21,7 +21,7 @@ from training import predictions
 from training.datasets import Dataset
 from training.errors import TrainingError
 from training.evaluate import evaluate
-from training.parity import BATCH, predict
+from training.inference import BATCH, predict
 from training.predictions import PREDICTIONS_FILE, PredictionsError
 from training.significance import McNemar, mcnemar, wilson_interval
 from training.sources import KNOWN_DATA, read_data

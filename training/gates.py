@@ -21,7 +21,7 @@ from training.datasets import LabelledImages
 from training.errors import GateRefused, TrainingError
 from training.export import Export
 from training.finished import FinishedModel
-from training.parity import BATCH, predict
+from training.inference import BATCH, predict
 from training.predictions import PREDICTIONS_FILE, Predictions
 from training.predictions import load as load_predictions
 from training.publish import describe

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,11 +16,8 @@ from training.calibrate import softmax
 from training.datasets import LabelledImages
 from training.errors import ParityError
 from training.evaluate import confusion_matrix
+from training.inference import BATCH, Probabilities, timed_predictions
 from training.model import Classifier, predict_logits
-
-Probabilities = npt.NDArray[np.floating]
-
-BATCH = 64
 
 # The same arithmetic in another order: 1e-6 is usual for probabilities, 1e-4 already means something else is computed.
 FP32_LARGEST_DIFFERENCE = 1e-4
@@ -60,22 +56,6 @@ def measure(model: Path, provider: str, precision: str, test: LabelledImages, ex
     found, seconds = timed_predictions(engine, test)
     parity = compare(provider, precision, found, expected, test.labels)
     return dataclasses.replace(parity, images_per_second=BATCH / seconds)
-
-
-def predict(engine: Engine, test: LabelledImages) -> Probabilities:
-    """Probabilities [n, classes] of all images, in batches as large as the engine takes."""
-    return timed_predictions(engine, test)[0]
-
-
-def timed_predictions(engine: Engine, test: LabelledImages) -> tuple[Probabilities, float]:
-    """As `predict`, with the median of the seconds that a batch took."""
-    step = engine.max_batch_size
-    found, seconds = [], []
-    for start in range(0, len(test), step):
-        began = time.perf_counter()
-        found.append(engine.run(test.images[start : start + step]).probabilities)
-        seconds.append(time.perf_counter() - began)
-    return np.concatenate(found), float(np.median(seconds))
 
 
 def compare(
