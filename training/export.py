@@ -32,8 +32,9 @@ from training.datasets import Dataset, LabelledImages
 from training.errors import CheckpointError, ParityError
 from training.files import write_atomically, write_json
 from training.finished import TENSORS_FILE, FinishedModel
+from training.inference import Probabilities
 from training.model import Classifier, predict_logits
-from training.parity import Parity, Probabilities, close_enough, measure, measure_bf16, require_equal
+from training.parity import Parity, close_enough, measure, measure_bf16, require_equal
 from training.weights import to_int8
 
 OPSET = 18

@@ -21,8 +21,9 @@ from tests.unit.training.conftest import FinishedRun
 from training import export, finished
 from training.calibrate import softmax
 from training.errors import CheckpointError, ParityError
+from training.inference import Probabilities
 from training.model import Classifier, predict_logits
-from training.parity import Parity, Probabilities, close_enough, compare, measure, require_equal
+from training.parity import Parity, close_enough, compare, measure, require_equal
 
 
 def test_the_files_answers_are_pytorchs_for_every_batch_size(finished_run: FinishedRun) -> None:
