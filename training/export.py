@@ -33,6 +33,7 @@ from training.errors import CheckpointError, ParityError
 from training.files import write_atomically, write_json
 from training.finished import TENSORS_FILE, FinishedModel
 from training.inference import Probabilities
+from training.loop import hold_out_validation
 from training.model import Classifier, predict_logits
 from training.parity import Parity, close_enough, measure, measure_bf16, require_equal
 from training.weights import to_int8
@@ -129,12 +130,16 @@ def _add_lower(
     """Make `plain`, the fp32 graph, compute in `precision` and measure it; its file stays only if it passes."""
     if precision == "bf16":
         return measure_bf16(run / MODEL_FILE, model.classifier, dataset.test, expected)
-    graph = quantize.to_int8(plain, dataset.train) if precision == "int8" else quantize.to_fp16(plain)
+    graph = _int8(plain, model, dataset) if precision == "int8" else quantize.to_fp16(plain)
     with _unchecked(run, model_file(precision), graph) as path:
         parity = measure(path, "cpu", precision, dataset.test, expected)
         if close_enough(parity):
             path.replace(run / path.name.removeprefix(".unchecked-"))
     return parity
+
+
+def _int8(plain: Any, model: FinishedModel, dataset: Dataset) -> Any:
+    return quantize.to_int8(plain, *hold_out_validation(dataset, model.spec))
 
 
 def to_onnx(classifier: Classifier, image_shape: tuple[int, int, int], weights: str) -> Any:

@@ -12,8 +12,9 @@ import pytest
 from service.engine import Engine
 from service.manifest import GOLDEN_FILE, MODEL_FILE, model_file
 from tests.unit.training.conftest import FinishedRun
-from training import export, parity, quantize
+from training import export, loop, parity, quantize
 from training.calibrate import softmax
+from training.datasets import LabelledImages
 from training.model import predict_logits
 from training.parity import Parity, close_enough, measure
 
@@ -23,12 +24,12 @@ def plain(finished_run: FinishedRun) -> onnx.ModelProto:
     return export.to_onnx(finished_run.model.classifier, (8, 8, 3), "fp32")
 
 
-def operators(model: onnx.ModelProto) -> list[str]:
-    return [node.op_type for node in model.graph.node]
+def splits(run: FinishedRun) -> tuple[LabelledImages, LabelledImages]:
+    return loop.hold_out_validation(run.dataset, run.model.spec)
 
 
 def test_int8_computes_every_layer_between_quantised_tensors(finished_run: FinishedRun, plain: onnx.ModelProto) -> None:
-    graph = quantize.to_int8(plain, finished_run.dataset.train).graph
+    graph = quantize.to_int8(plain, *splits(finished_run)).graph
     producers = {output: node.op_type for node in graph.node for output in node.output}
     layers = [node for node in graph.node if node.op_type in quantize.LAYERS]
     assert layers
@@ -42,7 +43,7 @@ def test_int8_weights_lose_nothing_that_rounding_had_not_taken(
     finished_run: FinishedRun, plain: onnx.ModelProto
 ) -> None:
     before = {name: values for name, values in _weights(plain) if values.ndim == 4}
-    graph = quantize.to_int8(plain, finished_run.dataset.train).graph
+    graph = quantize.to_int8(plain, *splits(finished_run)).graph
     stored = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in graph.initializer}
     for name, values in before.items():
         integers, scale = stored[f"{name}_quantized"], stored[f"{name}_scale"]
@@ -64,8 +65,8 @@ def test_calibration_sees_training_images_only(
         original(self, images)
 
     monkeypatch.setattr(quantize._Batches, "__init__", remember)
-    quantize.to_int8(plain, finished_run.dataset.train)
-    train = {image.tobytes() for image in finished_run.dataset.train.images}
+    quantize.to_int8(plain, *splits(finished_run))
+    train = {image.tobytes() for image in splits(finished_run)[0].images}
     assert seen
     assert {image.tobytes() for images in seen for image in images} <= train
 
@@ -82,7 +83,7 @@ def test_a_layer_that_costs_too_many_answers_stays_in_float(
         return found, agreement if guilty in left_out else 0.5
 
     monkeypatch.setattr(quantize, "_attempt", spoilt)
-    graph = quantize.to_int8(plain, finished_run.dataset.train).graph
+    graph = quantize.to_int8(plain, *splits(finished_run)).graph
     producers = {output: node.op_type for node in graph.node for output in node.output}
     node = next(node for node in graph.node if node.name == guilty)
     assert producers.get(node.input[1]) != "DequantizeLinear"
