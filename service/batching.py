@@ -32,7 +32,9 @@ _RETRY_AFTER_UNMEASURED = 1.0  # seconds, before the first batch has been timed
 
 
 class BatchObserver(Protocol):
-    """What the batcher reports of its work; `service.metrics` counts it. All but `computed` from any thread."""
+    """What the batcher reports of its work; `service.metrics` counts it. From any thread, but for
+    `computed` and `predicted`, which are called on the loop.
+    """
 
     def queue_changed(self, images: int) -> None:
         """`images` are now admitted and not yet computing."""

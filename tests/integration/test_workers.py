@@ -12,8 +12,8 @@ from pathlib import Path
 
 import grpc
 import pytest
-from inference import grpc_predict_v2_pb2 as oip
-from inference import grpc_predict_v2_pb2_grpc as oip_grpc
+from tritonclient.grpc import service_pb2 as oip
+from tritonclient.grpc import service_pb2_grpc as oip_grpc
 
 from service.client import Client, ClientError, Options
 from tests import colour_model
