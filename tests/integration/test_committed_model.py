@@ -15,7 +15,7 @@ from service.manifest import read_manifest, verify_files
 from tests.integration.server_process import ROOT, serving
 
 MODELS = ROOT / "models"
-VERSIONS = (1, 2)
+VERSIONS = (2, 3)
 # CIFAR-10 as JPEG (quality 75), in ImageFolder layout; not part of the project.
 ARCHIVE = Path(os.environ.get("CIFARSERVE_TEST_DATA", ROOT.parent / "shared" / "data" / "cifar10-jpeg.tar.xz"))
 IMAGES_PER_REQUEST = 100
@@ -57,6 +57,7 @@ def test_the_served_model_has_the_accuracy_of_its_manifest_on_the_real_test_pict
     assert len(examples) == manifest.evaluation["n"]
     batches = [examples[start : start + IMAGES_PER_REQUEST] for start in range(0, len(examples), IMAGES_PER_REQUEST)]
     with serving(tmp_path, tmp_path / "log") as server, Client(server.target, Options(timeout=200)) as client:
+        precision = client.model().precision
         requests = ([data for _, data in batch] for batch in batches)
         answers = [
             one
@@ -64,5 +65,6 @@ def test_the_served_model_has_the_accuracy_of_its_manifest_on_the_real_test_pict
             for one in answer
         ]
     right = sum(answer.best.label == label for answer, (label, _) in zip(answers, examples, strict=True))
-    # Two in ten thousand: an image whose two best classes are equal to a few digits may fall either way.
-    assert right / len(examples) == pytest.approx(manifest.evaluation["accuracy"], abs=2e-4)
+    (measured,) = (each["accuracy"] for each in manifest.parity if each["precision"] == precision)
+    # An image whose two best classes are equal to a few digits may fall either way, on another processor or provider.
+    assert right / len(examples) == pytest.approx(measured, abs=2e-4 if precision == "fp32" else 2e-3)
