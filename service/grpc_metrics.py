@@ -100,10 +100,9 @@ def _code(context: Any, error: BaseException | None = None) -> grpc.StatusCode:
     code = context.code()
     if code and code is not grpc.StatusCode.OK:
         return code if isinstance(code, grpc.StatusCode) else _BY_NUMBER[code]
-    if error is None:
-        return grpc.StatusCode.OK
-    if isinstance(error, asyncio.CancelledError):
+    # To a stream, a caller that is gone may also look like the end of its requests.
+    if isinstance(error, asyncio.CancelledError) or context.done():
         remaining = context.time_remaining()
         late = remaining is not None and remaining <= 0
         return grpc.StatusCode.DEADLINE_EXCEEDED if late else grpc.StatusCode.CANCELLED
-    return grpc.StatusCode.UNKNOWN
+    return grpc.StatusCode.OK if error is None else grpc.StatusCode.UNKNOWN

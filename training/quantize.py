@@ -113,10 +113,12 @@ def _top_classes(model: Path, images: Pixels) -> np.ndarray[Any, Any]:
 
 
 class _Batches(CalibrationDataReader):  # type: ignore[misc]
-    """Hands images, uint8 [n, h, w, c], to the calibration, a batch at a time."""
+    """Hands images, uint8 [n, h, w, c], to the calibration, in batches of one size, as it needs them."""
 
     def __init__(self, images: Pixels) -> None:
-        self._batches: Iterator[Pixels] = iter(np.split(images, range(BATCH, len(images), BATCH)))
+        size = min(BATCH, len(images))
+        starts = range(0, len(images) - size + 1, size)
+        self._batches: Iterator[Pixels] = iter([images[start : start + size] for start in starts])
 
     def get_next(self) -> dict[str, Pixels] | None:
         batch = next(self._batches, None)

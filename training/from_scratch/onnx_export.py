@@ -34,7 +34,7 @@ class Graph:
     def add(self, operator: str, *inputs: str, output: str = "", **attributes: Any) -> str:
         """A node of one output; returns that output's name, `output` if one is given."""
         output = output or f"{operator}_{len(self.nodes)}"
-        self.nodes.append(helper.make_node(operator, list(inputs), [output], **attributes))
+        self.nodes.append(helper.make_node(operator, list(inputs), [output], name=output, **attributes))
         return output
 
     def constant(self, values: npt.ArrayLike, dtype: npt.DTypeLike = np.float32) -> str:
