@@ -45,7 +45,7 @@ def test_every_metric_in_a_rule_is_one_that_the_server_has_or_a_rule_records() -
     text = "".join((RULES / name).read_text() for name in generate.RULES)
     recorded = set(re.findall(r"record: (\S+)", text))
     known = FOREIGN | recorded
-    for family in (*generate.own_families(), *generate.process_families()):
+    for family in (*generate.own_families(), *generate.supervisor_families(), *generate.process_families()):
         known |= {family.name, *(f"{family.name}_{part}" for part in ("bucket", "count", "sum"))}
     expressions = [
         rule["expr"]
