@@ -96,7 +96,7 @@ def export(run: Path, model: FinishedModel, dataset: Dataset, lower: Sequence[st
         compute_precisions=("fp32", *(each.precision for each in parity[1:] if close_enough(each))),
     )
     result = dataclasses.replace(
-        result, files=result.files | report.write(run, model, test, dataclasses.asdict(result))
+        result, files=result.files | report.write(run, model, test, expected, dataclasses.asdict(result))
     )
     write_json(run / RECORD_FILE, dataclasses.asdict(result))
     return result

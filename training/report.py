@@ -17,12 +17,11 @@ from markupsafe import Markup
 
 from service.manifest import FileEntry, file_entry
 from training import charts, optimizers, thumbnails
-from training.calibrate import softmax
 from training.datasets import LabelledImages
 from training.files import write_atomically
 from training.finished import FinishedModel
+from training.inference import Probabilities
 from training.layers import Layer, first_convolution, trace
-from training.model import predict_logits
 from training.predictions import PREDICTIONS_FILE, Predictions
 from training.provenance import provenance
 from training.significance import wilson_interval
@@ -52,12 +51,15 @@ PARITY = {
 }
 
 
-def write(run: Path, model: FinishedModel, test: LabelledImages, exported: Mapping[str, Any]) -> dict[str, FileEntry]:
+def write(
+    run: Path, model: FinishedModel, test: LabelledImages, expected: Probabilities, exported: Mapping[str, Any]
+) -> dict[str, FileEntry]:
     """Write predictions.npz and report.html into `run`; gives their entries for the manifest.
 
-    `exported` is the record of the export so far: `files`, `parity` and `compute_precisions`, as in export.json.
+    `expected` are the model's probabilities [n, classes] of `test`. `exported` is the record of the export so far:
+    `files`, `parity` and `compute_precisions`, as in export.json.
     """
-    predictions = Predictions.of(softmax(predict_logits(model.classifier, test.images)), test.labels)
+    predictions = Predictions.of(expected, test.labels)
     write_atomically(run / PREDICTIONS_FILE, predictions.to_npz())
     write_atomically(run / REPORT_FILE, render(model, test, predictions, exported).encode())
     return {name: file_entry(run / name) for name in (PREDICTIONS_FILE, REPORT_FILE)}
