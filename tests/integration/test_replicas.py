@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import threading
@@ -61,16 +62,31 @@ class Hosts:
         _ip("link", "add", outer, "type", "veth", "peer", "name", inner, "netns", name)
         _ip("link", "set", outer, "master", f"{self.prefix}b", "up")
         _ip("-n", name, "addr", "add", f"{NETWORK}.{number}/24", "dev", inner)
+        address = f"02:00:00:00:00:{number:02x}"
+        _ip("-n", name, "link", "set", inner, "address", address)
         for device in (inner, "lo"):
             _ip("-n", name, "link", "set", device, "up")
+        # Told, not asked for: a question sent before the host was there would go on failing for a second after it.
+        _ip("neigh", "replace", f"{NETWORK}.{number}", "lladdr", address, "dev", f"{self.prefix}b")
         return name
+
+
+def _remove_left_overs() -> None:
+    """What a test run that was killed left: its bridge would draw the packets for the same network to it."""
+    listed = subprocess.run(["ip", "-o", "link"], check=True, capture_output=True, text=True).stdout
+    for bridge, process in re.findall(r"^\d+: (cs(\d+)b):", listed, re.MULTILINE):
+        if not Path(f"/proc/{process}").exists():
+            for number in range(1, 5):
+                subprocess.run(["ip", "netns", "del", f"cs{process}n{number}"], capture_output=True)
+            _ip("link", "del", bridge)
 
 
 @pytest.fixture
 def hosts() -> Iterator[Hosts]:
     if reason := _cannot():
         pytest.skip(reason)
-    prefix = f"cs{os.getpid() % 100000}"
+    _remove_left_overs()
+    prefix = f"cs{os.getpid()}"
     with ExitStack() as stack:
         _ip("link", "add", f"{prefix}b", "type", "bridge")
         stack.callback(_ip, "link", "del", f"{prefix}b")
