@@ -21,9 +21,10 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from typing import Protocol
 
-from service.engine import Engine, Floats, Outputs
+from service.engine import Engine, Outputs
 from service.errors import DeadlineExceeded, QueueFull, Unavailable
 from service.pending import Part, Request
+from service.runners import Floats
 
 # Weight of the newest batch in the moving average of the drain rate: the last ten or so batches count.
 _RATE_WEIGHT = 0.2

@@ -7,8 +7,9 @@ from collections import OrderedDict
 
 import numpy as np
 
-from service.engine import Floats, Outputs
+from service.engine import Outputs
 from service.images import Pixels
+from service.runners import Floats
 
 # What Python needs for an entry beside its rows: key, tuple, two array objects, place in the dictionary.
 _OVERHEAD = 500  # bytes, rounded up

@@ -12,9 +12,9 @@ from cifarserve.v1 import classifier_pb2_grpc as pb_grpc
 from google.rpc import status_pb2
 
 from service import images, status
-from service.engine import Floats
 from service.errors import InvalidInput, ServiceError
 from service.frontend import Decode, Frontend, Timing, deadline_of
+from service.runners import Floats
 from service.serving import ServedModel
 from service.streams import Streams
 

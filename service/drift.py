@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from service.engine import Floats
 from service.manifest import Manifest
+from service.runners import Floats
 
 # Added to every share, so that a class that never occurs does not make the index infinite.
 _FLOOR = 1e-4

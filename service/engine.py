@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import time
 from bisect import bisect_left
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 import onnxruntime as ort
 
 from service import providers
 from service.images import Pixels
-
-Floats = npt.NDArray[np.float32]
+from service.runners import INPUT, OUTPUTS, DeviceRunner, Floats, HostRunner, Runner
 
 # Largest difference of a probability from PyTorch's fp32 that a provider may show, by the precision it computes in.
 # fp32: two orders above what reordered sums give; the others: what their bits of fraction (7, 10, 8) lead to
@@ -52,20 +50,26 @@ class Engine:
         precision: str = "fp32",
         threads: int = 1,
         max_batch_size: int = 64,
+        options: Mapping[str, str] | None = None,
     ) -> None:
-        """Open `model` on `provider`, a key of providers.NAMES, to compute in `precision`.
+        """Open `model` as providers.Wanted says it.
 
         Raises EngineError when the session cannot be made on that provider, or the graph is no image classifier.
         """
+        wanted = providers.Wanted(provider, precision, threads, max_batch_size, options or {})
         try:
-            session = providers.open_session(model, provider, precision, threads)
+            session = providers.open_session(model, wanted)
         except providers.ProviderError as error:
             raise EngineError(str(error)) from error
-        self._session = session
         self.precision = precision
         self.provider = providers.NAMES[provider]
         self.buckets = batch_buckets(max_batch_size)
-        self.image_shape = _image_shape(session)
+        self.image_shape, classes = _signature(session)
+        self._run: Runner = (
+            DeviceRunner(session, "cuda", classes, graphs=providers.captures_graphs(wanted))
+            if provider in providers.GPUS
+            else HostRunner(session)
+        )
         # Seconds that a batch of each bucket took, warm; empty until time_buckets.
         self.bucket_seconds: dict[int, float] = {}
         self._buffer = np.zeros((max_batch_size, *self.image_shape), np.uint8)
@@ -91,13 +95,14 @@ class Engine:
             # Rows past `count` hold what an earlier batch left there: valid pixels, whose results are dropped.
             images = self._buffer[:bucket]
             np.concatenate(parts, out=images[:count])
-        probabilities, logits = self._session.run(("probabilities", "logits"), {"image": images})
+        probabilities, logits = self._run(images)
         return Outputs(probabilities[:count], logits[:count])
 
     def warm_up(self) -> None:
         """Run every bucket once, so that no caller waits for a provider to compile or tune for its shape."""
         for bucket in self.buckets:
-            self.run(self._buffer[:bucket])
+            for _ in range(self._run.warm_up_runs):
+                self.run(self._buffer[:bucket])
 
     def time_buckets(self) -> None:
         """Measure bucket_seconds, after warm_up. For largest_batch alone: it would make every start longer."""
@@ -147,15 +152,23 @@ def batch_buckets(max_batch_size: int) -> tuple[int, ...]:
     return (*powers, max_batch_size)
 
 
-def _image_shape(session: ort.InferenceSession) -> tuple[int, int, int]:
-    """Height, width, channels of the graph's input. Raises EngineError when it is not the design's signature."""
+def _signature(session: ort.InferenceSession) -> tuple[tuple[int, int, int], int]:
+    """(height, width, channels) of the graph's input, and the number of classes.
+
+    Raises EngineError when they are not the design's.
+    """
     inputs = {value.name: (value.type, value.shape) for value in session.get_inputs()}
-    outputs = {value.name: value.type for value in session.get_outputs()}
-    kind, shape = inputs.get("image", ("", []))
+    outputs = {value.name: (value.type, value.shape) for value in session.get_outputs()}
+    kind, shape = inputs.get(INPUT, ("", []))
     sized = len(shape) == 4 and all(isinstance(size, int) for size in shape[1:])
     if len(inputs) != 1 or kind != "tensor(uint8)" or not sized or isinstance(shape[0], int):
         raise EngineError(f"the model's input must be image: uint8 [n, height, width, channels], is {inputs}")
-    if any(outputs.get(name) != "tensor(float)" for name in ("probabilities", "logits")):
-        raise EngineError(f"the model's outputs must be probabilities and logits, float32; they are {outputs}")
+    found = [outputs.get(name, ("", [])) for name in OUTPUTS]
+    classes = {sizes[1] if kind == "tensor(float)" and len(sizes) == 2 else None for kind, sizes in found}
+    count = classes.pop()
+    if classes or not isinstance(count, int):
+        raise EngineError(
+            f"the model's outputs must be probabilities and logits, float32 [n, classes]; they are {outputs}"
+        )
     height, width, channels = shape[1:]
-    return height, width, channels
+    return (height, width, channels), count

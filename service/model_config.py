@@ -16,6 +16,7 @@ max_batch_size = 32
 max_queue_delay = 0.002         # seconds for which a batch that is not full waits
 target_latency = 0.02           # seconds: no larger batches than keep within it
 max_queue_images = 512
+provider_options = { use_tf32 = 1 }  # the provider's own, by its names: see docs/operations.md
 """
 
 from __future__ import annotations
@@ -78,6 +79,7 @@ class Compute:
     target_latency: float  # seconds; 0: none
     max_queue_images: int
     instances: int
+    provider_options: Mapping[str, str] = field(default_factory=dict)
     in_background: bool = False
 
 
@@ -128,12 +130,15 @@ def parse(document: Mapping[str, Any], settings: Settings, source: str) -> Model
         if name in values:
             compute[name] = config.check_setting(name, values.pop(name), f"{source}: {name}")
     instances = _whole(values.pop("instances", 1), f"{source}: instances", least=1, most=64)
+    options = _options(values.pop("provider_options", {}), f"{source}: provider_options")
+    if options and compute["provider"] == "auto":
+        raise ConfigError(f"{source}: provider_options: need a provider to be named, not auto")
     fields: dict[str, Any] = {}
     for name, value in values.items():
         if name not in _READERS:
             raise ConfigError(f"{source}: {name}: there is no such setting")
         fields[name] = _READERS[name](value, f"{source}: {name}")
-    result = ModelConfig(compute=Compute(**compute, instances=instances), **fields)
+    result = ModelConfig(compute=Compute(**compute, instances=instances, provider_options=options), **fields)
     if result.shadow and result.shadow in result.traffic:
         raise ConfigError(f"{source}: shadow: version {result.shadow} cannot also be in traffic")
     return result
@@ -189,6 +194,15 @@ def _traffic(value: Any, source: str) -> dict[int, float]:
     if not sum(shares.values()) > 0:
         raise ConfigError(f"{source}: the shares add up to nothing")
     return shares
+
+
+def _options(value: Any, source: str) -> dict[str, str]:
+    if not isinstance(value, dict):
+        raise ConfigError(f"{source}: must be a table of the provider's options, is {value!r}")
+    for name, option in value.items():
+        if type(option) not in (str, int, bool):
+            raise ConfigError(f"{source}.{name}: must be text, a whole number, true or false, is {option!r}")
+    return {name: str(int(option)) if isinstance(option, bool) else str(option) for name, option in value.items()}
 
 
 def _whole(value: Any, source: str, least: int = 0, most: int = 1 << 62) -> int:

@@ -14,8 +14,8 @@ from typing import Protocol
 
 import numpy as np
 
-from service.engine import Floats
 from service.images import Pixels
+from service.runners import Floats
 from service.tracing import RequestTrace
 
 PRIORITY_STEP = 1.0  # seconds

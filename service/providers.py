@@ -6,11 +6,14 @@ to it when a provider does not take them. A session made here runs on the provid
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib
 import json
 import logging
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +32,7 @@ NAMES = {
     "openvino": "OpenVINOExecutionProvider",
     "tensorrt": "TensorrtExecutionProvider",
 }
+GPUS = ("cuda", "tensorrt")
 # Nodes that may stay on the CPU beside a GPU provider: they compute shapes, not images.
 _SHAPE_OPERATORS = frozenset(
     {"Shape", "Gather", "Concat", "Unsqueeze", "Squeeze", "Slice", "Constant", "Cast", "Range"}
@@ -39,21 +43,34 @@ class ProviderError(RuntimeError):
     """The provider is not here, or does not run the model."""
 
 
-def open_session(model: Path, provider: str, precision: str, threads: int) -> ort.InferenceSession:
-    """A session of `model` on `provider` (a key of NAMES), which computes in `precision` and in nothing lower.
+@dataclass(frozen=True)
+class Wanted:
+    """What a session is to be: `precision` is what it computes in, and in nothing lower.
 
-    `threads` is the number of intra-op threads. Raises ProviderError.
+    `threads` are intra-op threads. `options` are the provider's own, by its own names, and replace those given here:
+    what they make of the answers, the golden check sees.
     """
+
+    provider: str  # a key of NAMES
+    precision: str = "fp32"
+    threads: int = 1
+    max_batch_size: int = 64
+    options: Mapping[str, str] = field(default_factory=dict)
+
+
+def open_session(model: Path, wanted: Wanted) -> ort.InferenceSession:
+    """A session of `model` as it is wanted. Raises ProviderError."""
+    provider = wanted.provider
     if provider not in NAMES:
         raise ProviderError(f"unknown provider {provider!r}; there are {', '.join(NAMES)}")
     options = ort.SessionOptions()
-    options.intra_op_num_threads = threads
+    options.intra_op_num_threads = wanted.threads
     options.inter_op_num_threads = 1
     # Threads that spin between two batches take the core that the event loop needs (docs/benchmarks.md).
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
     try:
-        session = _OPENERS[provider](model, options, precision, threads)
+        session = _OPENERS[provider](model, options, wanted)
     except ProviderError:
         raise
     except Exception as error:  # ONNX Runtime's errors share no base class but Exception
@@ -62,11 +79,13 @@ def open_session(model: Path, provider: str, precision: str, threads: int) -> or
     return session
 
 
-def _open_cpu(model: Path, options: ort.SessionOptions, _precision: str, _threads: int) -> ort.InferenceSession:
+def _open_cpu(model: Path, options: ort.SessionOptions, wanted: Wanted) -> ort.InferenceSession:
+    for name, value in wanted.options.items():
+        options.add_session_config_entry(name, value)
     return ort.InferenceSession(model, options, providers=[NAMES["cpu"]])
 
 
-def _open_openvino(model: Path, options: ort.SessionOptions, precision: str, threads: int) -> ort.InferenceSession:
+def _open_openvino(model: Path, options: ort.SessionOptions, wanted: Wanted) -> ort.InferenceSession:
     try:
         _register_openvino()
     except ImportError:
@@ -74,13 +93,22 @@ def _open_openvino(model: Path, options: ort.SessionOptions, precision: str, thr
     devices = _openvino_devices()
     if not devices:
         raise ProviderError("OpenVINO finds no Intel device on this machine")
-    if precision == "bf16" and not cpu.computes_bf16():
+    if wanted.precision == "bf16" and not cpu.computes_bf16():
         raise ProviderError("this processor does not compute in bf16")
-    # OpenVINO takes an fp32 model to bf16 by itself where the processor has it: say what it may do.
-    hint = "bf16" if precision == "bf16" else "f32"
-    config = {"CPU": {"INFERENCE_NUM_THREADS": str(threads), "INFERENCE_PRECISION_HINT": hint, "NUM_STREAMS": "1"}}
+    config = {"CPU": openvino_options(wanted)}
     options.add_provider_for_devices(devices[:1], {"load_config": json.dumps(config)})
     return ort.InferenceSession(model, options)
+
+
+def openvino_options(wanted: Wanted) -> dict[str, str]:
+    """Properties of OpenVINO's CPU device."""
+    return {
+        "INFERENCE_NUM_THREADS": str(wanted.threads),
+        # OpenVINO takes an fp32 model to bf16 by itself where the processor has it: say what it may do.
+        "INFERENCE_PRECISION_HINT": "bf16" if wanted.precision == "bf16" else "f32",
+        "NUM_STREAMS": "1",
+        **wanted.options,
+    }
 
 
 @functools.cache
@@ -99,23 +127,72 @@ def _openvino_devices() -> list[Any]:
     ]
 
 
-def _open_cuda(model: Path, options: ort.SessionOptions, _precision: str, _threads: int) -> ort.InferenceSession:
+def _open_cuda(model: Path, options: ort.SessionOptions, wanted: Wanted) -> ort.InferenceSession:
     _load_cuda_libraries(NAMES["cuda"])
-    settings = {
+    return ort.InferenceSession(model, options, providers=[(NAMES["cuda"], cuda_options(wanted))])
+
+
+def cuda_options(wanted: Wanted) -> dict[str, str]:
+    """Options of ONNX Runtime's CUDA provider."""
+    return {
         # TF32 keeps 10 bits of fraction: a lower precision than fp32's gates have seen.
         "use_tf32": "0",
         # Buckets keep the number of shapes small, so an exhaustive search is paid once, at warm-up.
         "cudnn_conv_algo_search": "EXHAUSTIVE",
+        # Otherwise the arena doubles, and never gives anything back. `gpu_mem_limit` sets an upper bound.
         "arena_extend_strategy": "kSameAsRequested",
+        **wanted.options,
     }
-    return ort.InferenceSession(model, options, providers=[(NAMES["cuda"], settings)])
 
 
-def _open_tensorrt(model: Path, options: ort.SessionOptions, precision: str, _threads: int) -> ort.InferenceSession:
+def _open_tensorrt(model: Path, options: ort.SessionOptions, wanted: Wanted) -> ort.InferenceSession:
     _load_cuda_libraries(NAMES["tensorrt"])
-    settings = {"trt_fp16_enable": "1" if precision == "fp16" else "0"}
-    providers = [(NAMES["tensorrt"], settings), NAMES["cuda"]]
-    return ort.InferenceSession(model, options, providers=providers)
+    # The libraries' Python package, where it is the way in which they came.
+    with contextlib.suppress(ImportError):
+        importlib.import_module("tensorrt_libs")
+    height, width, channels = _image_sides(model)
+    settings = tensorrt_options(wanted, f"{height}x{width}x{channels}", _engine_cache())
+    return ort.InferenceSession(model, options, providers=[(NAMES["tensorrt"], settings), NAMES["cuda"]])
+
+
+def tensorrt_options(wanted: Wanted, image: str, cache: Path | None) -> dict[str, str]:
+    """Options of ONNX Runtime's TensorRT provider; `image` is height x width x channels.
+
+    One profile takes every bucket, so that an engine is built once, before the version is ready; with `cache` it is
+    kept, by the model, the GPU and the version of TensorRT.
+    """
+    kept = {} if cache is None else {
+        "trt_engine_cache_enable": "1",
+        "trt_engine_cache_path": str(cache),
+        "trt_timing_cache_enable": "1",
+        "trt_timing_cache_path": str(cache),
+    }  # fmt: skip
+    return {
+        "trt_fp16_enable": "1" if wanted.precision == "fp16" else "0",
+        "trt_profile_min_shapes": f"image:1x{image}",
+        "trt_profile_opt_shapes": f"image:{wanted.max_batch_size}x{image}",
+        "trt_profile_max_shapes": f"image:{wanted.max_batch_size}x{image}",
+        **kept,
+        **wanted.options,
+    }
+
+
+def _engine_cache() -> Path | None:
+    """Where TensorRT's engines are kept: a folder of the user's, or none where that cannot be written."""
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "cifarserve" / "tensorrt"
+    try:
+        cache.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        log.warning("TensorRT's engines are built at every start, set XDG_CACHE_HOME to keep them: %s", error)
+        return None
+    return cache
+
+
+def _image_sides(model: Path) -> tuple[int, int, int]:
+    """Height, width and channels of the input, as the CPU provider reads them from the file."""
+    reader = ort.InferenceSession(model, providers=[NAMES["cpu"]])
+    _, height, width, channels = reader.get_inputs()[0].shape
+    return height, width, channels
 
 
 def _load_cuda_libraries(name: str) -> None:
@@ -123,6 +200,11 @@ def _load_cuda_libraries(name: str) -> None:
     if name not in ort.get_available_providers():
         raise ProviderError(f"this onnxruntime has no {name}; install the extra [gpu] instead of [cpu]")
     ort.preload_dlls()
+
+
+def captures_graphs(wanted: Wanted) -> bool:
+    """Whether the options ask for CUDA graphs, by either provider's name for them."""
+    return any(wanted.options.get(name) == "1" for name in ("enable_cuda_graph", "trt_cuda_graph_enable"))
 
 
 def _check_placement(session: ort.InferenceSession, provider: str) -> None:
@@ -141,7 +223,7 @@ def _check_placement(session: ort.InferenceSession, provider: str) -> None:
         raise ProviderError(f"{name} was asked for, but does not run: {', '.join(astray) or 'any node'}")
 
 
-_Opener = Callable[[Path, ort.SessionOptions, str, int], ort.InferenceSession]
+_Opener = Callable[[Path, ort.SessionOptions, Wanted], ort.InferenceSession]
 _OPENERS: dict[str, _Opener] = {
     "cpu": _open_cpu,
     "cuda": _open_cuda,

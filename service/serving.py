@@ -199,6 +199,7 @@ def _open_in(folder: Path, manifest: Manifest, compute: Compute, provider: str, 
         precision=precision,
         threads=compute.threads or cpu.usable_cores(),
         max_batch_size=compute.max_batch_size,
+        options=compute.provider_options,
     )
     if engine.image_shape != manifest.image_shape:
         raise EngineError(f"the graph takes {engine.image_shape}, the manifest says {manifest.image_shape}")

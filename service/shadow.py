@@ -7,9 +7,9 @@ import logging
 
 import numpy as np
 
-from service.engine import Floats
 from service.errors import ServiceError
 from service.images import Pixels
+from service.runners import Floats
 from service.serving import ServedModel
 
 log = logging.getLogger(__name__)

@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from service.engine import Floats
 from service.errors import InvalidInput
 from service.images import Pixels
+from service.runners import Floats
 
 PIXELS_INPUT = "image"
 PICTURES_INPUT = "image_bytes"

@@ -37,6 +37,13 @@ def test_a_policy_chooses_from_the_versions_that_are_there(
     assert [versions.enough(count) for count in (0, 1, 2)] == [enough is not None and n >= enough for n in (0, 1, 2)]
 
 
+def test_the_providers_own_options_are_passed_on_as_text(tmp_path: Path) -> None:
+    text = 'provider = "cuda"\nprovider_options = { use_tf32 = true, gpu_mem_limit = 1000000000, device_id = "1" }'
+    assert read(tmp_path, text).compute.provider_options == {
+        "use_tf32": "1", "gpu_mem_limit": "1000000000", "device_id": "1",
+    }  # fmt: skip
+
+
 def test_a_shadow_computes_in_the_background_on_one_thread(tmp_path: Path) -> None:
     config = read(tmp_path, "versions = [1]\nshadow = 2\ninstances = 2\n")
     assert (config.compute_of(1).threads, config.compute_of(1).instances, config.compute_of(1).in_background) == (
@@ -56,6 +63,9 @@ def test_a_shadow_computes_in_the_background_on_one_thread(tmp_path: Path) -> No
         ("versions = []", "versions"),
         ("versions = [0]", "versions"),
         ("versions = [1.5]", "versions"),
+        ("provider_options = 5", "provider_options"),
+        ('provider = "cuda"\nprovider_options = { use_tf32 = 1.5 }', "provider_options.use_tf32"),
+        ("provider_options = { use_tf32 = 1 }", "provider_options: need a provider to be named"),
         ("traffic = 5", "traffic"),
         ("traffic = {}", "traffic"),
         ("traffic = { 1 = 0 }", "traffic"),
