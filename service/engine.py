@@ -6,6 +6,7 @@ import time
 from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -38,8 +39,8 @@ class Outputs:
 class Engine:
     """Runs batches of images. Not thread-safe: one thread at a time calls `run`.
 
-    A batch is padded up to a bucket (1, 2, 4 ... max_batch_size), so that the providers, which compile or tune for
-    each shape they meet, meet only shapes that were warmed.
+    Providers that compile or tune for each shape they meet are only given shapes that were warmed: a batch is padded
+    up to one of the `buckets`. ONNX Runtime's own CPU provider takes every size as it comes.
     """
 
     def __init__(
@@ -50,9 +51,10 @@ class Engine:
         precision: str = "fp32",
         threads: int = 1,
         max_batch_size: int = 64,
+        buckets: Sequence[int] = (),
         options: Mapping[str, str] | None = None,
     ) -> None:
-        """Open `model` as providers.Wanted says it.
+        """Open `model` as providers.Wanted says it. No `buckets`: those that suit the provider.
 
         Raises EngineError when the session cannot be made on that provider, or the graph is no image classifier.
         """
@@ -63,14 +65,14 @@ class Engine:
             raise EngineError(str(error)) from error
         self.precision = precision
         self.provider = providers.NAMES[provider]
-        self.buckets = batch_buckets(max_batch_size)
+        self.buckets, self.landmarks = _buckets(provider, max_batch_size, buckets)
         self.image_shape, classes = _signature(session)
         self._run: Runner = (
             DeviceRunner(session, "cuda", classes, graphs=providers.captures_graphs(wanted))
             if provider in providers.GPUS
             else HostRunner(session)
         )
-        # Seconds that a batch of each bucket took, warm; empty until time_buckets.
+        # Seconds that a batch of each landmark took, warm; empty until time_buckets.
         self.bucket_seconds: dict[int, float] = {}
         self._buffer = np.zeros((max_batch_size, *self.image_shape), np.uint8)
 
@@ -99,14 +101,14 @@ class Engine:
         return Outputs(probabilities[:count], logits[:count])
 
     def warm_up(self) -> None:
-        """Run every bucket once, so that no caller waits for a provider to compile or tune for its shape."""
-        for bucket in self.buckets:
+        """Run every landmark, so that no caller waits for a provider to compile or tune for its shape."""
+        for bucket in self.landmarks:
             for _ in range(self._run.warm_up_runs):
                 self.run(self._buffer[:bucket])
 
     def time_buckets(self) -> None:
         """Measure bucket_seconds, after warm_up. For largest_batch alone: it would make every start longer."""
-        for bucket in self.buckets:
+        for bucket in self.landmarks:
             took = []
             for _ in range(_TIMED_RUNS):
                 started = time.perf_counter()
@@ -115,12 +117,12 @@ class Engine:
             self.bucket_seconds[bucket] = min(took)
 
     def largest_batch(self, target_latency: float) -> int:
-        """The largest bucket with which an image is answered within `target_latency` seconds; at least the smallest.
+        """The largest landmark with which an image is answered within `target_latency` seconds; at least the smallest.
 
         That is half of the target for its own batch, as the batch before it may just have begun when it comes.
         """
         fitting = [bucket for bucket, seconds in self.bucket_seconds.items() if 2 * seconds <= target_latency]
-        return max(fitting, default=self.buckets[0])
+        return max(fitting, default=self.landmarks[0])
 
     def check_golden(self, golden: Path) -> None:
         """Replay the inputs of golden.npz; raise EngineError when a probability is off by more than TOLERANCE."""
@@ -144,12 +146,32 @@ class Engine:
             )
 
 
-def batch_buckets(max_batch_size: int) -> tuple[int, ...]:
-    """Powers of two below `max_batch_size`, and that size itself: 48 gives (1, 2, 4, 8, 16, 32, 48)."""
-    if max_batch_size < 1:
-        raise ValueError(f"max_batch_size must be at least 1, is {max_batch_size}")
-    powers = [1 << bits for bits in range(max_batch_size.bit_length()) if 1 << bits < max_batch_size]
-    return (*powers, max_batch_size)
+def _buckets(provider: str, most: int, wanted: Sequence[int]) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Sizes to compute, ending with `most`, and those of them to warm and to time."""
+    if wanted:
+        buckets = tuple(sorted({*wanted, most}))
+        if not 1 <= buckets[0] <= buckets[-1] == most:
+            raise EngineError(f"buckets must be from 1 to max_batch_size, {most}; they are {list(wanted)}")
+        return buckets, buckets
+    if provider == "cpu":
+        # Time grows in proportion to the size, and a new one costs next to nothing (docs/benchmarks.md).
+        return tuple(range(1, most + 1)), powers_of_two(most)
+    buckets = powers_of_two(most) if provider in providers.GPUS else halfway_too(powers_of_two(most))
+    return buckets, buckets
+
+
+def powers_of_two(most: int) -> tuple[int, ...]:
+    """Those below `most`, and `most` itself: 48 gives (1, 2, 4, 8, 16, 32, 48)."""
+    if most < 1:
+        raise EngineError(f"max_batch_size must be at least 1, is {most}")
+    powers = [1 << bits for bits in range(most.bit_length()) if 1 << bits < most]
+    return (*powers, most)
+
+
+def halfway_too(sizes: tuple[int, ...]) -> tuple[int, ...]:
+    """`sizes` and the means of neighbours: where compute grows with the size, at most a third is padding, not half."""
+    means = ((one + other) // 2 for one, other in pairwise(sizes))
+    return tuple(sorted({*sizes, *means}))
 
 
 def _signature(session: ort.InferenceSession) -> tuple[tuple[int, int, int], int]:

@@ -65,7 +65,7 @@ def config_of(model: ServedModel, config: ModelConfig) -> pb.ModelConfig:
         ],
         instance_group=[pb.ModelInstanceGroup(name=manifest.name, count=model.compute.instances, kind=kind)],
         default_model_filename="model.onnx",
-        dynamic_batching=pb.ModelDynamicBatching(preferred_batch_size=engine.buckets),
+        dynamic_batching=pb.ModelDynamicBatching(preferred_batch_size=engine.landmarks),
         version_policy=_version_policy(config.versions),
     )
 

@@ -16,6 +16,7 @@ max_batch_size = 32
 max_queue_delay = 0.002         # seconds for which a batch that is not full waits
 target_latency = 0.02           # seconds: no larger batches than keep within it
 max_queue_images = 512
+buckets = [8, 16, 32]           # sizes that batches are padded up to; without, those that suit the provider
 provider_options = { use_tf32 = 1 }  # the provider's own, by its names: see docs/operations.md
 """
 
@@ -79,6 +80,7 @@ class Compute:
     target_latency: float  # seconds; 0: none
     max_queue_images: int
     instances: int
+    buckets: tuple[int, ...] = ()
     provider_options: Mapping[str, str] = field(default_factory=dict)
     in_background: bool = False
 
@@ -133,12 +135,14 @@ def parse(document: Mapping[str, Any], settings: Settings, source: str) -> Model
     options = _options(values.pop("provider_options", {}), f"{source}: provider_options")
     if options and compute["provider"] == "auto":
         raise ConfigError(f"{source}: provider_options: need a provider to be named, not auto")
+    buckets = _buckets(values.pop("buckets", []), f"{source}: buckets", compute["max_batch_size"])
     fields: dict[str, Any] = {}
     for name, value in values.items():
         if name not in _READERS:
             raise ConfigError(f"{source}: {name}: there is no such setting")
         fields[name] = _READERS[name](value, f"{source}: {name}")
-    result = ModelConfig(compute=Compute(**compute, instances=instances, provider_options=options), **fields)
+    made = Compute(**compute, instances=instances, buckets=buckets, provider_options=options)
+    result = ModelConfig(compute=made, **fields)
     if result.shadow and result.shadow in result.traffic:
         raise ConfigError(f"{source}: shadow: version {result.shadow} cannot also be in traffic")
     return result
@@ -194,6 +198,12 @@ def _traffic(value: Any, source: str) -> dict[int, float]:
     if not sum(shares.values()) > 0:
         raise ConfigError(f"{source}: the shares add up to nothing")
     return shares
+
+
+def _buckets(value: Any, source: str, most: int) -> tuple[int, ...]:
+    if not isinstance(value, list):
+        raise ConfigError(f"{source}: must be a list of batch sizes, is {value!r}")
+    return tuple(_whole(size, source, least=1, most=most) for size in value)
 
 
 def _options(value: Any, source: str) -> dict[str, str]:

@@ -140,7 +140,7 @@ class ServedModel:
 
 
 def load(folder: Path, name: str, version: int, compute: Compute) -> Loaded:
-    """Verify a version's files, open it on the provider, warm every bucket, replay its golden inputs.
+    """Verify a version's files, open it on the provider, warm it up, replay its golden inputs.
 
     Blocks for as long as that takes. Raises LoadError.
     """
@@ -199,6 +199,7 @@ def _open_in(folder: Path, manifest: Manifest, compute: Compute, provider: str, 
         precision=precision,
         threads=compute.threads or cpu.usable_cores(),
         max_batch_size=compute.max_batch_size,
+        buckets=compute.buckets,
         options=compute.provider_options,
     )
     if engine.image_shape != manifest.image_shape:

@@ -27,6 +27,7 @@ CLASSIFIER = "cifarserve.v1.Classifier"
 
 def test_known_traffic_gives_exact_counts(models: Path, tmp_path: Path) -> None:
     colour_model.publish(models)
+    (models / "colours" / "config.toml").write_text("buckets = [1, 2, 4, 8]")
     images = list(colour_model.distinct(100))
     with serving(models, tmp_path / "log", "--max-batch-size", 16) as server, Client(server.target) as client:
         client.classify(images[:3])
@@ -161,7 +162,9 @@ def _busy_server(models: Path, tmp_path: Path) -> Iterator[ServerProcess]:
     for version in (1, 2):
         colour_model.publish(models, version=version, baseline=colour_model.BASELINE, scale=1 / version)
     colour_model.edit_manifest(colour_model.publish(models, version=3), labels=None)
-    (models / "colours" / "config.toml").write_text("shadow = 1\ncache_bytes = 1000000\nversions = 'latest 2'\n")
+    (models / "colours" / "config.toml").write_text(
+        "shadow = 1\ncache_bytes = 1000000\nversions = 'latest 2'\nbuckets = [8]\n"
+    )
     colour_model.publish(models, "slow", work=3)
     images = list(colour_model.distinct(253))
     log = tmp_path / "log"

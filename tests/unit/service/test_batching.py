@@ -134,7 +134,7 @@ def test_an_idle_engine_starts_at_once_and_a_busy_one_lets_the_batch_grow(model:
         for number, task in enumerate([first, *rest]):
             assert_answers(await task, images[number : number + 1])
 
-    assert run(model, scenario).batches == [(1, 1), (8, 8), (3, 4)]
+    assert run(model, scenario).batches == [(1, 1), (8, 8), (3, 3)]
 
 
 def test_a_request_is_split_over_batches_and_put_together_in_order(model: Path) -> None:

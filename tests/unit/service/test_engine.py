@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.engine import Engine, EngineError, batch_buckets
+from service.engine import Engine, EngineError, halfway_too, powers_of_two
 from service.manifest import GOLDEN_FILE, MODEL_FILE
 from tests import colour_model
 
@@ -25,13 +25,15 @@ def engine(version: Path) -> Engine:
     return Engine(version / MODEL_FILE, provider="cpu", max_batch_size=24)
 
 
-def test_buckets_are_powers_of_two_up_to_the_largest_batch() -> None:
-    assert batch_buckets(1) == (1,)
-    assert batch_buckets(2) == (1, 2)
-    assert batch_buckets(48) == (1, 2, 4, 8, 16, 32, 48)
-    assert batch_buckets(64) == (1, 2, 4, 8, 16, 32, 64)
-    with pytest.raises(ValueError, match="at least 1"):
-        batch_buckets(0)
+def test_sizes_end_with_the_largest_batch() -> None:
+    assert powers_of_two(1) == (1,)
+    assert powers_of_two(2) == (1, 2)
+    assert powers_of_two(48) == (1, 2, 4, 8, 16, 32, 48)
+    assert powers_of_two(64) == (1, 2, 4, 8, 16, 32, 64)
+    assert halfway_too(powers_of_two(64)) == (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
+    assert halfway_too((1,)) == (1,)
+    with pytest.raises(EngineError, match="at least 1"):
+        powers_of_two(0)
 
 
 def test_every_batch_size_gives_each_image_its_own_answer(engine: Engine) -> None:
@@ -43,8 +45,25 @@ def test_every_batch_size_gives_each_image_its_own_answer(engine: Engine) -> Non
         assert outputs.logits.shape == (count, 5)
 
 
-def test_a_batch_is_padded_to_the_next_bucket(engine: Engine) -> None:
-    assert [engine.bucket(count) for count in (1, 2, 3, 16, 17, 24)] == [1, 2, 4, 16, 24, 24]
+def test_the_cpu_provider_computes_every_size_as_it_is(engine: Engine) -> None:
+    assert [engine.bucket(count) for count in (1, 3, 17, 24)] == [1, 3, 17, 24]
+    assert engine.landmarks == (1, 2, 4, 8, 16, 24)
+
+
+def test_a_batch_is_padded_to_the_next_bucket(version: Path) -> None:
+    engine = Engine(version / MODEL_FILE, max_batch_size=24, buckets=(4, 16))
+    assert [engine.bucket(count) for count in (1, 4, 5, 16, 17, 24)] == [4, 4, 16, 16, 24, 24]
+    assert engine.landmarks == engine.buckets == (4, 16, 24)
+    images = colour_model.distinct(24)
+    for count in (24, 3, 17, 1):
+        outputs = engine.run(images[:count])
+        np.testing.assert_allclose(outputs.probabilities, colour_model.expected(images[:count]), atol=1e-6)
+
+
+@pytest.mark.parametrize("buckets", [(0, 4), (4, 32)])
+def test_buckets_outside_the_batch_are_refused(version: Path, buckets: tuple[int, ...]) -> None:
+    with pytest.raises(EngineError, match="buckets must be from 1 to max_batch_size, 24"):
+        Engine(version / MODEL_FILE, max_batch_size=24, buckets=buckets)
 
 
 @given(st.lists(st.integers(1, 24), min_size=1, max_size=24).filter(lambda sizes: sum(sizes) <= 24))
@@ -55,9 +74,9 @@ def test_parts_of_any_sizes_give_the_rows_of_their_images_in_order(engine: Engin
     np.testing.assert_allclose(outputs.probabilities, colour_model.expected(images), atol=1e-6)
 
 
-def test_every_bucket_is_timed(engine: Engine) -> None:
+def test_every_landmark_is_timed(engine: Engine) -> None:
     engine.time_buckets()
-    assert tuple(engine.bucket_seconds) == engine.buckets
+    assert tuple(engine.bucket_seconds) == engine.landmarks
     assert all(seconds > 0 for seconds in engine.bucket_seconds.values())
 
 
