@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 if TYPE_CHECKING:
+    from service.client import Options
     from service.config import Settings
     from service.workers import Started
 
@@ -50,6 +51,8 @@ def _parser() -> argparse.ArgumentParser:
     classify.add_argument("--top-k", type=int, default=3, help="classes to show for each (default: %(default)s)")
     classify.add_argument("--timeout", type=float, default=10.0, help="seconds to wait (default: %(default)s)")
     classify.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    _add_security(classify)
+    classify.add_argument("--token-file", type=Path, help="file whose first line is the token for the server")
     classify.set_defaults(func=_classify)
 
     add_models(commands)
@@ -58,6 +61,7 @@ def _parser() -> argparse.ArgumentParser:
     health.add_argument("--target", help="address of the server (default: localhost, and the port in the settings)")
     health.add_argument("--service", default="", help="name to ask for: a model, or a service (default: the whole)")
     health.add_argument("--timeout", type=float, default=3.0, help="seconds to wait (default: %(default)s)")
+    _add_security(health)
     health.set_defaults(func=_health)
 
     from training.cli import add_subcommands
@@ -66,22 +70,49 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _add_security(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--tls", action="store_true", help="encrypt; the server's authority is one that gRPC knows")
+    command.add_argument("--tls-ca", type=Path, help="encrypt; PEM file with the server's authority")
+    command.add_argument("--tls-certificate", type=Path, help="PEM file with the caller's own certificate")
+    command.add_argument("--tls-key", type=Path, help="PEM file with its private key")
+
+
+def _secured(options: argparse.Namespace) -> Options:
+    """Raises OSError for a file that cannot be read."""
+    from service.client import Options
+
+    def read(path: Path | None) -> bytes:
+        return path.read_bytes() if path else b""
+
+    lines = read(getattr(options, "token_file", None)).decode().split()
+    return Options(
+        tls=options.tls or options.tls_ca is not None,
+        root_certificates=read(options.tls_ca),
+        certificate=read(options.tls_certificate),
+        key=read(options.tls_key),
+        token=lines[0] if lines else "",
+    )
+
+
 def _serve(options: argparse.Namespace) -> int:
-    from service import config, logs, workers
+    from service import config, logs, security, workers
     from service.errors import StartError
 
     try:
         settings = config.load(vars(options))
+        logs.configure(settings.log_level, settings.log_format)
+        security.require_safe(settings)
+        security.certificates(settings)
+        security.guard(settings, lambda *_: None)
     except config.ConfigError as error:
         return _fail(str(error), USAGE_ERROR)
-    logs.configure(settings.log_level, settings.log_format)
     settings = dataclasses.replace(settings, workers=workers.count(settings))
 
     def announce(started: workers.Started) -> None:
         for model in started.models:
             print(f"serving {model}")
         print(f"gRPC     {settings.host}:{started.port}")
-        print(f"metrics  http://{settings.host}:{started.metrics_port}/metrics")
+        print(f"metrics  http://{settings.metrics_host or settings.host}:{started.metrics_port}/metrics")
         print(f"try      cifarserve classify --target {settings.host}:{started.port} PICTURE", flush=True)
 
     try:
@@ -119,7 +150,7 @@ def _classify(options: argparse.Namespace) -> int:
 
     choice = {"model": options.model, "version": options.version, "top_k": options.top_k, "timeout": options.timeout}
     try:
-        with Client(options.target) as client:
+        with Client(options.target, _secured(options)) as client:
             predictions = client.classify(options.images, **choice)
     except OSError as error:
         return _fail(f"{error.filename}: {error.strerror}", USAGE_ERROR)
@@ -162,7 +193,11 @@ def _health(options: argparse.Namespace) -> int:
         target = options.target or f"localhost:{config.load({}).port}"
     except config.ConfigError as error:
         return _fail(str(error), USAGE_ERROR)
-    state = health.check(target, options.service, options.timeout)
+    try:
+        credentials = _secured(options).credentials()
+    except OSError as error:
+        return _fail(f"{error.filename}: {error.strerror}", USAGE_ERROR)
+    state = health.check(target, options.service, options.timeout, credentials)
     if state != "SERVING":
         return _fail(f"{target}: {state}")
     print(state)

@@ -25,6 +25,8 @@ from cifarserve.v1 import classifier_pb2_grpc as pb_grpc
 from google.protobuf.message import DecodeError
 from google.rpc import error_details_pb2, status_pb2
 
+from service.connection import Options as Options
+
 if TYPE_CHECKING:
     import numpy.typing as npt
     from PIL.Image import Image as PilImage
@@ -36,6 +38,7 @@ _DETAILS_KEY = "grpc-status-details-bin"
 _TRY_AGAIN = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED)
 _FIRST_BACKOFF = 0.05  # seconds; doubles with every attempt
 _MOST_BACKOFF = 2.0
+_DEFAULTS = Options()
 
 
 class ClientError(Exception):
@@ -69,33 +72,17 @@ class Prediction:
         return self.classes[0]
 
 
-@dataclass(frozen=True)
-class Options:
-    """How to connect and call. `timeout`, in seconds, bounds a call with all its retries.
-
-    `round_robin` spreads the calls over all addresses that the target stands for, as a headless service's name does.
-    """
-
-    timeout: float = 10.0
-    attempts: int = 4
-    max_message_bytes: int = 64 << 20
-    round_robin: bool = False
-
-    def channel_options(self) -> list[tuple[str, int | str]]:
-        limit, policy = self.max_message_bytes, "round_robin" if self.round_robin else "pick_first"
-        return [
-            ("grpc.max_send_message_length", limit),
-            ("grpc.max_receive_message_length", limit),
-            ("grpc.lb_policy_name", policy),
-        ]
-
-
 class Client:
     """Blocking client of one server. May be shared by threads."""
 
-    def __init__(self, target: str = "localhost:8001", options: Options = Options()) -> None:
+    def __init__(self, target: str = "localhost:8001", options: Options = _DEFAULTS) -> None:
         self._options = options
-        self._channel = grpc.insecure_channel(target, options=options.channel_options())
+        settings, credentials = options.channel_options(), options.credentials()
+        self._channel = (
+            grpc.secure_channel(target, credentials, settings)
+            if credentials
+            else grpc.insecure_channel(target, settings)
+        )
         self._stub = pb_grpc.ClassifierStub(self._channel)
 
     def classify(
@@ -115,7 +102,7 @@ class Client:
         """Classify many requests over one stream, in order. `choice`: model, version, top_k. Nothing is retried."""
         requests = (to_request(images, **choice) for images in batches)
         try:
-            for reply in self._stub.ClassifyStream(requests):
+            for reply in self._stub.ClassifyStream(requests, metadata=self._options.metadata()):
                 yield to_predictions(reply)
         except grpc.RpcError as error:
             raise to_client_error(error) from None
@@ -138,9 +125,10 @@ class Client:
 
     def _call(self, method: Any, request: Any, timeout: float | None) -> Any:
         deadline = time.monotonic() + (self._options.timeout if timeout is None else timeout)
+        metadata = self._options.metadata()
         for attempt in range(1, self._options.attempts + 1):
             try:
-                return method(request, timeout=deadline - time.monotonic())
+                return method(request, timeout=deadline - time.monotonic(), metadata=metadata)
             except grpc.RpcError as error:
                 time.sleep(_pause(to_client_error(error), attempt, self._options.attempts, deadline))
         raise AssertionError("the last attempt returns or raises")
@@ -149,9 +137,14 @@ class Client:
 class AsyncClient:
     """The same for asyncio; to be made and used inside one event loop."""
 
-    def __init__(self, target: str = "localhost:8001", options: Options = Options()) -> None:
+    def __init__(self, target: str = "localhost:8001", options: Options = _DEFAULTS) -> None:
         self._options = options
-        self._channel = grpc.aio.insecure_channel(target, options=options.channel_options())
+        settings, credentials = options.channel_options(), options.credentials()
+        self._channel = (
+            grpc.aio.secure_channel(target, credentials, settings)
+            if credentials
+            else grpc.aio.insecure_channel(target, settings)
+        )
         self._stub = pb_grpc.ClassifierStub(self._channel)
 
     async def classify(
@@ -177,7 +170,7 @@ class AsyncClient:
                 yield await asyncio.to_thread(to_request, images, **choice)
 
         try:
-            async for reply in self._stub.ClassifyStream(requests()):
+            async for reply in self._stub.ClassifyStream(requests(), metadata=self._options.metadata()):
                 yield to_predictions(reply)
         except grpc.RpcError as error:
             raise to_client_error(error) from None
@@ -200,9 +193,10 @@ class AsyncClient:
 
     async def _call(self, method: Any, request: Any, timeout: float | None) -> Any:  # noqa: ASYNC109
         deadline = time.monotonic() + (self._options.timeout if timeout is None else timeout)
+        metadata = self._options.metadata()
         for attempt in range(1, self._options.attempts + 1):
             try:
-                return await method(request, timeout=deadline - time.monotonic())
+                return await method(request, timeout=deadline - time.monotonic(), metadata=metadata)
             except grpc.RpcError as error:
                 await asyncio.sleep(_pause(to_client_error(error), attempt, self._options.attempts, deadline))
         raise AssertionError("the last attempt returns or raises")

@@ -39,7 +39,20 @@ class Settings:
     model_repository: Path = _setting(Path("models"), "folder that holds <model>/<version>/")
     host: str = _setting("127.0.0.1", "address to listen on, for gRPC and metrics")
     port: int = _setting(8001, "gRPC port; 0 takes a free one", least=0, most=65535)
+    metrics_host: str = _setting("", "address to listen on for metrics; empty: as host")
     metrics_port: int = _setting(8002, "port of /metrics; 0 takes a free one", least=0, most=65535)
+    tls_certificate: str = _setting("", "PEM file with the server's certificate and its chain; empty: no TLS")
+    tls_key: str = _setting("", "PEM file with the certificate's private key")
+    tls_client_ca: str = _setting(
+        "", "PEM file with the authorities whose certificates callers must show; empty: they need none"
+    )
+    token_file: str = _setting("", "file with the tokens that open inference, one a line; empty: no token is needed")
+    admin_token_file: str = _setting(
+        "", "the same for loading and unloading models; empty: nobody may, if there is a token_file"
+    )
+    insecure: bool = _setting(
+        False, "allow other addresses than the loopback without both TLS and a proof of who calls"
+    )
     model_control: str = _setting(
         "none", "none: load all at start; poll: watch the folder; explicit: only what load_model and the load RPC name",
         choices=("none", "poll", "explicit"),
@@ -78,6 +91,12 @@ class Settings:
     stream_window: int = _setting(
         256, "images of one stream that are worked on at once; it is read no further", least=1
     )
+    max_connections: int = _setting(4096, "connections at once; more are closed as they come", least=1)
+    max_streams: int = _setting(1024, "calls at once on one connection; more wait at the caller", least=1)
+    max_metadata_bytes: int = _setting(16 << 10, "size of the metadata of one call", least=1024, most=1 << 20)
+    ping_seconds: float = _setting(
+        10.0, "least time between two keepalive pings of a caller; who goes on pinging faster is cut off", least=0.0
+    )
     max_connection_age_seconds: float = _setting(
         0.0, "connections are closed after this time, so that clients look for new replicas; 0: never", least=0.0
     )
@@ -96,21 +115,29 @@ class Settings:
     def __post_init__(self) -> None:
         if self.max_images_per_request > self.max_queue_images:
             raise ConfigError("max_images_per_request: must not be above max_queue_images")
+        if bool(self.tls_certificate) != bool(self.tls_key):
+            raise ConfigError("tls_certificate and tls_key: give both or neither")
+        if self.tls_client_ca and not self.tls_certificate:
+            raise ConfigError("tls_client_ca: needs tls_certificate and tls_key")
 
 
 FIELDS = {field.name: field for field in dataclasses.fields(Settings)}
 TYPES: dict[str, Any] = typing.get_type_hints(Settings)
 TUPLE = tuple[str, ...]
+_SWITCH = {"true": True, "1": True, "false": False, "0": False}
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
     """One flag for each setting, and `--config` for the file. Absent flags leave nothing in the namespace."""
     parser.add_argument("--config", type=Path, help=f"settings file (default: {DEFAULT_FILE}, when it is there)")
     for name, setting in FIELDS.items():
+        # A switch may go without its value.
+        switch: dict[str, Any] = {"nargs": "?", "const": "true"} if TYPES[name] is bool else {}
         parser.add_argument(
             flag(name),
             dest=name,
             default=argparse.SUPPRESS,
+            **switch,
             metavar=_metavar(name),
             help=f"{setting.metadata['help']} (default: {setting.default})",
         )
@@ -166,8 +193,11 @@ def _parse(name: str, text: str, source: str) -> Any:
     if text == "auto" and "auto" in FIELDS[name].metadata:
         return FIELDS[name].metadata["auto"]
     try:
-        value = tuple(part for part in text.split(",") if part) if kind == TUPLE else kind(text)
-    except ValueError:
+        if kind == TUPLE:
+            value: Any = tuple(part for part in text.split(",") if part)
+        else:
+            value = _SWITCH[text.lower()] if kind is bool else kind(text)
+    except (ValueError, KeyError):
         raise ConfigError(f"{source}: {text!r} is not {_article(kind)}") from None
     return check_setting(name, value, source)
 
@@ -196,4 +226,5 @@ def check_setting(name: str, value: Any, source: str) -> Any:
 
 
 def _article(kind: Any) -> str:
-    return {int: "a whole number", float: "a number", str: "text", Path: "a path", TUPLE: "a list of names"}[kind]
+    names = {int: "a whole number", float: "a number", str: "text", bool: "true or false", Path: "a path"}
+    return "a list of names" if kind == TUPLE else names[kind]

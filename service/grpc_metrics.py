@@ -33,6 +33,12 @@ class CallMetrics:
             *_METHOD, buckets=SECONDS,
         )  # fmt: skip
 
+    def refused(self, method: str, handler: Any, code: grpc.StatusCode) -> None:
+        """Count a call that ended before its handler was asked."""
+        labels = (_kind(handler), *method.lstrip("/").rsplit("/", 1))
+        self.started.labels(*labels).inc()
+        self.handled.labels(*labels, code.name).inc()
+
 
 class CountedServer:
     """Stands for a grpc.aio.Server where the generated `add_..._to_server` functions register handlers."""
@@ -51,8 +57,7 @@ class CountedServer:
     def _counted(self, service: str, name: str, handler: Any) -> Any:
         """The handler, of whichever of gRPC's four kinds it is, with its function wrapped."""
         many_in, many_out = handler.request_streaming, handler.response_streaming
-        kind = {(False, False): "unary", (False, True): "server_stream", (True, False): "client_stream"}
-        labels = kind.get((many_in, many_out), "bidi_stream"), service, name
+        labels = _kind(handler), service, name
         function = handler.stream_stream or handler.stream_unary or handler.unary_stream or handler.unary_unary
         make = getattr(grpc, f"{_ways(many_in)}_{_ways(many_out)}_rpc_method_handler")
         return make(self._timed(function, labels), handler.request_deserializer, handler.response_serializer)
@@ -89,6 +94,11 @@ class CountedServer:
             ended(began, _code(context))
 
         return generate if inspect.isasyncgenfunction(function) else call
+
+
+def _kind(handler: Any) -> str:
+    kinds = {(False, False): "unary", (False, True): "server_stream", (True, False): "client_stream"}
+    return kinds.get((handler.request_streaming, handler.response_streaming), "bidi_stream")
 
 
 def _ways(many: bool) -> str:

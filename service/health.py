@@ -31,6 +31,11 @@ class Health(pb_grpc.HealthServicer):
         self._changed = asyncio.Event()  # replaced at every change, so that each watcher sees each one
         self._ending = False
 
+    @property
+    def is_serving(self) -> bool:
+        """Whether the server as a whole is. From any thread."""
+        return bool(self._states[""] == SERVING)
+
     def serving(self, names: Iterable[str]) -> None:
         """Exactly these names are SERVING; those that were and are not among them become NOT_SERVING."""
         self._change(dict.fromkeys(self._states, NOT_SERVING) | dict.fromkeys((*names, LIVENESS), SERVING))
@@ -68,9 +73,10 @@ class Health(pb_grpc.HealthServicer):
         changed.set()
 
 
-def check(target: str, service: str, timeout: float) -> str:
+def check(target: str, service: str, timeout: float, credentials: grpc.ChannelCredentials | None = None) -> str:
     """The state of `service` at `target`, such as SERVING; of a call that failed, its status code and message."""
-    with grpc.insecure_channel(target) as channel:
+    channel = grpc.secure_channel(target, credentials) if credentials else grpc.insecure_channel(target)
+    with channel:
         stub: Any = pb_grpc.HealthStub(channel)
         try:
             reply = stub.Check(pb.HealthCheckRequest(service=service), timeout=timeout)

@@ -29,6 +29,7 @@ GAUGES: dict[str, _Merge] = {
     "process_virtual_memory_bytes": math.fsum,
     "process_open_fds": math.fsum,
     "process_start_time_seconds": min,
+    "cifarserve_certificate_expiry_timestamp_seconds": min,
 }
 _Key = tuple[str, frozenset[tuple[str, str]]]
 

@@ -66,6 +66,11 @@ class Metrics:
             "model_info", "1 for each version that is served: what computes it, and the provider setting (asked).",
             "provider", "precision", "asked",
         )  # fmt: skip
+        self._certificate_expires: Callable[[], float] | None = None
+        self.families.at_scrape(
+            GaugeMetricFamily, "cifarserve_certificate_expiry_timestamp_seconds",
+            "When the server's certificate ends, in Unix time; absent without TLS.", fill=self._fill_certificate,
+        )  # fmt: skip
         self._predictions: dict[tuple[str, str], Predictions] = {}
         self.families.at_scrape(
             CounterMetricFamily, "cifarserve_predicted_images", "Images computed, by predicted class.",
@@ -95,12 +100,20 @@ class Metrics:
             *_VERSION, "state", fill=fill,
         )  # fmt: skip
 
+    def watch_certificate(self, expires: Callable[[], float]) -> None:
+        """Ask this at every scrape for the Unix time at which the certificate ends."""
+        self._certificate_expires = expires
+
     def unknown(self, code: str) -> None:
         """Count a request for a model or version that is not served."""
         self._requests.labels("", "", code).inc()
 
     def load_failed(self, model: str, reason: str) -> None:
         self._load_failures.labels(model, reason).inc()
+
+    def _fill_certificate(self, family: GaugeMetricFamily) -> None:
+        if self._certificate_expires is not None:
+            family.add_metric((), self._certificate_expires())
 
     def _fill_predicted(self, family: CounterMetricFamily) -> None:
         for key, predictions in list(self._predictions.items()):

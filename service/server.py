@@ -10,22 +10,21 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
-from wsgiref.simple_server import WSGIServer
 
 import grpc
-import prometheus_client
 from cifarserve.v1 import classifier_pb2, classifier_pb2_grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
 from inference import grpc_predict_v2_pb2, grpc_predict_v2_pb2_grpc
 
-from service import cpu, tracing
+from service import cpu, security, tracing
 from service.classifier import Classifier
 from service.config import Settings
 from service.errors import StartError
 from service.frontend import Frontend
 from service.grpc_metrics import CallMetrics, CountedServer
 from service.health import Health
+from service.http import HttpServer
 from service.metrics import Metrics
 from service.open_inference import OpenInference
 from service.repository import Repository
@@ -58,8 +57,11 @@ class Server:
         frontend = Frontend(self.repository, settings, self.metrics, self._decoders, self._tracing)
         self._classifier = Classifier(frontend, self._streams)
         self._open_inference = OpenInference(frontend, self._streams)
+        self._certificates = security.certificates(settings)
+        if self._certificates is not None:
+            self.metrics.watch_certificate(self._certificates.expires)
         self._grpc = self._make_grpc_server()
-        self._http: WSGIServer | None = None
+        self._http: HttpServer | None = None
         self._draining = False
         self._poll: asyncio.Task[None] | None = None
 
@@ -68,7 +70,7 @@ class Server:
 
         One of several workers listens when it is ready: until then, the port leads to the others.
 
-        Raises StartError when a port is taken and repository.LoadError when a model cannot be served.
+        Raises StartError when a port is taken and serving.LoadError when a model cannot be served.
         """
         if self._shares_port:
             await self.repository.start()
@@ -102,8 +104,7 @@ class Server:
         if self._tracing is not None:
             await asyncio.to_thread(self._tracing.close)
         if self._http is not None:
-            self._http.shutdown()
-            self._http.server_close()
+            self._http.close()
         log.info("stopped")
 
     def _make_grpc_server(self) -> grpc.aio.Server:
@@ -113,9 +114,12 @@ class Server:
             # A second server on the port would otherwise start without an error and take half of the calls.
             ("grpc.so_reuseport", int(self._shares_port)),
             *connection_age(self.settings.max_connection_age_seconds, self.settings.drain_seconds),
+            *limits(self.settings),
         ]
-        server = grpc.aio.server(options=options)
-        counted: Any = CountedServer(server, CallMetrics(self.metrics.families))
+        calls = CallMetrics(self.metrics.families)
+        guard = security.guard(self.settings, calls.refused)
+        server = grpc.aio.server(options=options, interceptors=[guard] if guard else None)
+        counted: Any = CountedServer(server, calls)
         classifier_pb2_grpc.add_ClassifierServicer_to_server(self._classifier, counted)
         grpc_predict_v2_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(self._open_inference, counted)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, counted)
@@ -127,20 +131,25 @@ class Server:
         settings = self.settings
         host = f"[{settings.host}]" if ":" in settings.host else settings.host
         try:
-            self.port = self._grpc.add_insecure_port(f"{host}:{settings.port}")
+            address = f"{host}:{settings.port}"
+            self.port = (
+                self._grpc.add_secure_port(address, self._certificates.credentials())
+                if self._certificates
+                else self._grpc.add_insecure_port(address)
+            )
         except RuntimeError as error:
             raise StartError(f"port: cannot listen on {host}:{settings.port}: {error}") from None
+        # A worker's own metrics are for its supervisor, on this machine.
+        metrics_host = "127.0.0.1" if self._shares_port else settings.metrics_host or settings.host
         try:
-            # A worker's own metrics are for its supervisor, on this machine.
-            metrics_host = "127.0.0.1" if self._shares_port else settings.host
-            self._http, _ = prometheus_client.start_http_server(
-                settings.metrics_port, metrics_host, self.metrics.registry
+            self._http = HttpServer(
+                metrics_host, settings.metrics_port, self.metrics.registry, lambda: self._health.is_serving
             )
         except OSError as error:
             raise StartError(
-                f"metrics_port: cannot listen on {host}:{settings.metrics_port}: {error.strerror}"
+                f"metrics_port: cannot listen on {metrics_host}:{settings.metrics_port}: {error.strerror}"
             ) from None
-        self.metrics_port = self._http.server_port
+        self.metrics_port = self._http.port
 
     async def _keep_looking(self) -> None:
         """Look into the repository again and again. Publishing is one rename, so there is no half state to see."""
@@ -183,6 +192,19 @@ def connection_age(seconds: float, grace_seconds: float) -> list[tuple[str, int]
         return []
     ages = {"grpc.max_connection_age_ms": seconds, "grpc.max_connection_age_grace_ms": grace_seconds}
     return [(name, round(1000 * value)) for name, value in ages.items()]
+
+
+def limits(settings: Settings) -> list[tuple[str, int]]:
+    """gRPC's options against callers that take more than their part."""
+    return [
+        ("grpc.max_allowed_incoming_connections", settings.max_connections),
+        ("grpc.max_concurrent_streams", settings.max_streams),
+        ("grpc.max_metadata_size", settings.max_metadata_bytes),
+        ("grpc.absolute_max_metadata_size", settings.max_metadata_bytes),
+        ("grpc.http2.min_ping_interval_without_data_ms", round(1000 * settings.ping_seconds)),
+        ("grpc.http2.min_recv_ping_interval_without_data_ms", round(1000 * settings.ping_seconds)),
+        ("grpc.keepalive_permit_without_calls", 1),
+    ]
 
 
 async def run(settings: Settings, started: Callable[[Server], None]) -> None:

@@ -21,12 +21,12 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import prometheus_client
 from prometheus_client import Counter, Gauge
 
 from service import config, cpu, logs
 from service.config import Settings
 from service.errors import StartError
+from service.http import HttpServer
 from service.merged_metrics import MergedMetrics
 from service.metric_families import Families
 
@@ -102,9 +102,9 @@ class _Supervisor:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._on_stop)
         loop.add_signal_handler(signal.SIGHUP, self._tell, signal.SIGHUP)
-        host = self._settings.host
+        host = self._settings.metrics_host or self._settings.host
         try:
-            http, _ = prometheus_client.start_http_server(metrics_port, host, self._registry)
+            http = HttpServer(host, metrics_port, self._registry, lambda: bool(self._ready) and not self._stop.is_set())
         except OSError as error:
             raise StartError(f"metrics_port: cannot listen on {host}:{metrics_port}: {error.strerror}") from None
         looking = asyncio.create_task(self._keep_looking())
@@ -113,7 +113,7 @@ class _Supervisor:
         try:
             await asyncio.gather(*firsts)
             if not self._stop.is_set():
-                started(Started(self._settings.port, http.server_port, next(iter(self._ready.values()), [])))
+                started(Started(self._settings.port, http.port, next(iter(self._ready.values()), [])))
             await asyncio.gather(*keepers)
         except StartError:
             self._stop.set()
@@ -122,8 +122,7 @@ class _Supervisor:
             raise
         finally:
             looking.cancel()
-            http.shutdown()
-            http.server_close()
+            http.close()
         if self._at_once:
             raise asyncio.CancelledError
 
@@ -237,7 +236,7 @@ def main() -> int:
 
     try:
         server.serve(settings, ready)
-    except (LoadError, StartError, TracingError) as error:
+    except (LoadError, StartError, TracingError, config.ConfigError) as error:
         log.error("%s", error)
         return 1
     except asyncio.CancelledError:

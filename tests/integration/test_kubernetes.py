@@ -124,7 +124,7 @@ def settings_of(resources: list[Resource]) -> config.Settings:
 @needs_kubectl
 @pytest.mark.parametrize("overlay", OVERLAYS)
 def test_every_combination_is_built_and_valid(overlay: str) -> None:
-    assert len(combinations()) == 24
+    assert len(combinations()) == 48
     resources = distinct(resource for chosen in combinations() for resource in built(overlay, chosen))
     assert {resource["kind"] for resource in resources} >= {"Deployment", "CronJob", "HorizontalPodAutoscaler"}
     for resource in resources:
@@ -199,10 +199,19 @@ def test_ports_probes_and_patience_are_those_of_the_server(overlay: str) -> None
         (server,) = spec["containers"]
         ports = {port["name"]: port["containerPort"] for port in server["ports"]}
         assert ports == {"grpc": settings.port, "metrics": settings.metrics_port}
-        for probe in ("startupProbe", "readinessProbe", "livenessProbe"):
-            assert server[probe]["grpc"]["port"] == settings.port
-        assert server["livenessProbe"]["grpc"]["service"] == health.LIVENESS
-        assert "service" not in server["readinessProbe"]["grpc"]
+        probes = {name: server[f"{name}Probe"] for name in ("startup", "readiness", "liveness")}
+        if settings.tls_certificate:  # which the kubelet's gRPC probes do not speak
+            assert not any("grpc" in probe for probe in probes.values())
+            asked = {name: (probe["httpGet"]["path"], probe["httpGet"]["port"]) for name, probe in probes.items()}
+            ready = ("/ready", "metrics")
+            assert asked == {"startup": ready, "readiness": ready, "liveness": ("/live", "metrics")}
+            mounted = {mount["mountPath"] for mount in server["volumeMounts"]}
+            for file in (settings.tls_certificate, settings.tls_key, settings.token_file, settings.admin_token_file):
+                assert str(Path(file).parent) in mounted
+        else:
+            assert all(probe["grpc"]["port"] == settings.port for probe in probes.values())
+            assert probes["liveness"]["grpc"]["service"] == health.LIVENESS
+            assert "service" not in probes["readiness"]["grpc"]
         patience = settings.lame_duck_seconds + settings.drain_seconds
         assert spec["terminationGracePeriodSeconds"] >= patience + 5
         readiness = server["readinessProbe"]

@@ -1,0 +1,79 @@
+"""The HTTP port beside gRPC: /metrics, and /live and /ready for probes that speak no gRPC (or not through TLS)."""
+
+from __future__ import annotations
+
+import socket
+import threading
+from collections.abc import Callable, Iterable
+from socketserver import ThreadingMixIn
+from typing import Any
+from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
+
+import prometheus_client
+from prometheus_client import CollectorRegistry
+
+_PATIENCE = 10.0  # seconds: a caller that sends nothing, or reads nothing, for so long is let go
+_Start = Callable[..., Any]
+_App = Callable[[dict[str, Any], _Start], Iterable[bytes]]
+
+
+class HttpServer:
+    """Listens and answers on threads of its own until `close`."""
+
+    def __init__(self, host: str, port: int, registry: CollectorRegistry, ready: Callable[[], bool]) -> None:
+        """`ready` is called from other threads. Raises OSError when the port is taken."""
+        kind = _Sixth if ":" in host else _Fourth
+        self._server = make_server(host, port, _application(registry, ready), kind, _Handler)
+        self.port = self._server.server_port
+        threading.Thread(target=self._server.serve_forever, name="http", daemon=True).start()
+
+    def close(self) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+
+
+class _Fourth(ThreadingMixIn, WSGIServer):
+    daemon_threads = True
+    address_family = socket.AF_INET
+
+    def server_bind(self) -> None:
+        # The original looks up this machine's name, which may take seconds where no one knows it.
+        self.socket.bind(self.server_address)
+        self.server_address = self.socket.getsockname()
+        self.server_name, self.server_port = str(self.server_address[0]), self.server_address[1]
+        self.setup_environ()
+
+
+class _Sixth(_Fourth):
+    address_family = socket.AF_INET6
+
+
+class _Handler(WSGIRequestHandler):
+    timeout = _PATIENCE
+
+    def log_message(self, *_arguments: object) -> None:
+        """Nothing: a scrape is no event."""
+
+
+def _application(registry: CollectorRegistry, ready: Callable[[], bool]) -> _App:
+    metrics: Any = prometheus_client.make_wsgi_app(registry)
+
+    def answer(environ: dict[str, Any], start: _Start) -> Iterable[bytes]:
+        path, method = environ.get("PATH_INFO", ""), environ.get("REQUEST_METHOD")
+        if path not in ("/metrics", "/live", "/ready"):
+            return _plain(start, "404 Not Found", "there are /metrics, /live and /ready")
+        if method not in ("GET", "HEAD"):
+            return _plain(start, "405 Method Not Allowed", "GET only")
+        if path == "/metrics":
+            reply: Iterable[bytes] = metrics(environ, start)
+            return reply
+        if path == "/ready" and not ready():
+            return _plain(start, "503 Service Unavailable", "not ready")
+        return _plain(start, "200 OK", path[1:])
+
+    return answer
+
+
+def _plain(start: _Start, status: str, text: str) -> Iterable[bytes]:
+    start(status, [("Content-Type", "text/plain; charset=utf-8"), ("Cache-Control", "no-store")])
+    return [f"{text}\n".encode()]
