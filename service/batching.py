@@ -23,13 +23,9 @@ from typing import Protocol
 
 from service.engine import Engine, Outputs
 from service.errors import DeadlineExceeded, QueueFull, Unavailable
+from service.pace import Pace
 from service.pending import Part, Request
 from service.runners import Floats
-
-# Weight of the newest batch in the moving average of the drain rate: the last ten or so batches count.
-_RATE_WEIGHT = 0.2
-_MIN_RETRY_AFTER = 0.01  # seconds; sooner, a caller would only be turned away again
-_RETRY_AFTER_UNMEASURED = 1.0  # seconds, before the first batch has been timed
 
 
 class BatchObserver(Protocol):
@@ -50,13 +46,14 @@ class BatchObserver(Protocol):
         """What the engine gave for a batch, [n, classes]."""
 
     def dropped(self, reason: str, images: int) -> None:
-        """`images` will not be computed: shed, expired or cancelled."""
+        """`images` will not be computed: shed, late, expired or cancelled."""
 
 
 class Batcher:
     """Stands between the servicers and the engines of one version. To be used from one event loop.
 
-    `max_queue_images` bounds the images that are admitted (being decoded, or queued) and not yet computing.
+    `max_queue_images` bounds the images that are admitted (being decoded, or queued) and not yet computing,
+    `max_queue_bytes` the messages of the requests that are not yet answered.
     """
 
     def __init__(
@@ -64,6 +61,7 @@ class Batcher:
         engines: Sequence[Engine],
         *,
         max_queue_images: int,
+        max_queue_bytes: int = 1 << 62,
         observer: BatchObserver,
         in_background: bool = False,
         max_delay: float = 0.0,
@@ -77,6 +75,7 @@ class Batcher:
         self._max_delay = max_delay
         self._target_latency = target_latency
         self._max_queue_images = max_queue_images
+        self._max_queue_bytes = max_queue_bytes
         self.observer = observer
         self._loop = asyncio.get_running_loop()
         # Guards what the loop and the engines' threads share: the queue and the account of what is admitted.
@@ -85,29 +84,44 @@ class Batcher:
         self._queue: list[tuple[float, int, Request]] = []
         self._arrivals = itertools.count()
         self._admitted = 0
+        self._bytes = 0
         self._idle = 0  # engines that wait for a request
         self._ringing = False  # whether _ring is about to be called
-        self._images_per_second = 0.0
+        self._pace = Pace(len(engines))
         self._closing = self._ended = False
         self._threads = ThreadPoolExecutor(len(engines), "engine", _yield_to_others if in_background else None)
         self._tasks = [asyncio.create_task(self._keep(engine), name="batcher") for engine in engines]
 
-    def admit(self, images: int) -> Request:
+    def admit(self, images: int, size: int = 0, deadline: float | None = None) -> Request:
         """Claim room in the queue for `images`, before they are decoded; leaving the request's context gives back
-        what is unused.
+        what is unused. `size` is that of the request's message, in bytes; `deadline` is as of Request.compute.
 
-        Raises QueueFull at once when there is no room, and Unavailable when the batcher is closing. A request
-        larger than the whole queue is admitted when nothing else waits: otherwise it never would be.
+        Raises QueueFull at once when there is no room, DeadlineExceeded when the images cannot be done in time, and
+        Unavailable when the batcher is closing. A request larger than the whole queue is admitted when nothing else
+        waits: otherwise it never would be.
         """
         if self._closing:
             raise Unavailable("draining: nothing new is accepted")
         with self._changed:
-            waiting = self._admitted
-            if not waiting or waiting + images <= self._max_queue_images:
-                self._admit(images)
-                return Request(self, images, self._loop.create_future())
+            waiting, held = self._admitted, self._bytes
+            crowded = waiting and waiting + images > self._max_queue_images
+            if not crowded and (not held or held + size <= self._max_queue_bytes):
+                if deadline is None or not self._pace.too_late(deadline - time.monotonic(), waiting, images):
+                    self._admit(images)
+                    self._bytes += size
+                    return Request(self, images, self._loop.create_future(), size, deadline)
+                late = True
+            else:
+                late = False
+        if late:
+            self.observer.dropped("late", images)
+            raise DeadlineExceeded(f"{waiting} images wait: these cannot be done before the deadline")
         self.observer.dropped("shed", images)
-        raise QueueFull(f"{waiting} images wait, the limit is {self._max_queue_images}", self._wait(images))
+        if crowded:
+            retry_after = self._pace.room_in(waiting + images - self._max_queue_images)
+            raise QueueFull(f"{waiting} images wait, the limit is {self._max_queue_images}", retry_after)
+        problem = f"requests of {held} bytes are being answered, the limit is {self._max_queue_bytes}"
+        raise QueueFull(problem, self._pace.room_in(waiting))
 
     async def close(self) -> None:
         """Admit nothing more, finish what is admitted, then end the engines' threads."""
@@ -145,6 +159,7 @@ class Batcher:
         """Nobody waits for `request` any more."""
         with self._changed:
             unclaimed = request.abandon()
+            self._bytes -= request.size
             if unclaimed:
                 self._admit(-unclaimed)
         if cancelled:
@@ -155,12 +170,6 @@ class Batcher:
         self.observer.queue_changed(self._admitted)
         if self._closing and not self._admitted:
             self._changed.notify_all()
-
-    def _wait(self, images: int) -> float:
-        """Seconds until the queue has room for `images`, by the rate of the last batches."""
-        if not self._images_per_second:
-            return _RETRY_AFTER_UNMEASURED
-        return max(_MIN_RETRY_AFTER, (self._admitted + images - self._max_queue_images) / self._images_per_second)
 
     def _ring(self) -> None:
         with self._changed:
@@ -224,11 +233,17 @@ class Batcher:
         return batch
 
     def _expires(self, request: Request, now: float) -> bool:
-        """Whether its deadline has passed, which counts only until compute has begun; it is then told so."""
-        if request.deadline is None or request.deadline > now or not request.untouched:
+        """Whether its deadline has passed, or will before it can be computed; it is then told so.
+
+        That counts only until compute has begun.
+        """
+        if request.deadline is None or not request.untouched:
             return False
-        self.observer.dropped("expired", request.unclaimed)
-        error = DeadlineExceeded("the deadline passed while the request waited in the queue")
+        remaining = request.deadline - now
+        if remaining > 0 and not self._pace.too_late(remaining, 0, request.unclaimed):
+            return False
+        self.observer.dropped("late" if remaining > 0 else "expired", request.unclaimed)
+        error = DeadlineExceeded("the deadline came while the request waited in the queue")
         self._loop.call_soon_threadsafe(request.fail, error)
         return True
 
@@ -252,8 +267,7 @@ class Batcher:
         self.observer.predicted(outputs.probabilities)
         if traces := [part.request.trace for part in batch if part.request.trace is not None]:
             traces[0].batch(traces, started, seconds, first, engine.bucket(first))
-        weight = _RATE_WEIGHT if self._images_per_second else 1.0
-        self._images_per_second += weight * (first / seconds - self._images_per_second)
+        self._pace.measured(first, engine.bucket(first), seconds)
 
 
 def _fail(batch: list[Part], error: Exception) -> None:

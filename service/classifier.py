@@ -71,7 +71,7 @@ class Classifier(pb_grpc.ClassifierServicer):
         content: images.Pixels | list[Decode] | None = _pixels(request, shape)
         if content is None:
             content = [partial(_decode, index, image, limit) for index, image in enumerate(request.images)]
-        answer = await self._frontend.classify(model, timing, "images", content, deadline)
+        answer = await self._frontend.classify(model, timing, "images", content, request.ByteSize(), deadline)
         return pb.ClassifyResponse(
             id=request.id,
             model=model.manifest.name,

@@ -1,4 +1,4 @@
-"""The command line: `cifarserve serve | classify | models | health | train | evaluate | export | publish | retrain`."""
+"""The command line: `cifarserve serve | classify | models | health | loadtest`, and the training commands."""
 
 from __future__ import annotations
 
@@ -64,6 +64,10 @@ def _parser() -> argparse.ArgumentParser:
     _add_security(health)
     health.set_defaults(func=_health)
 
+    from service.loadtest.command import add_command
+
+    add_command(commands, _add_security)
+
     from training.cli import add_subcommands
 
     add_subcommands(commands)
@@ -77,8 +81,8 @@ def _add_security(command: argparse.ArgumentParser) -> None:
     command.add_argument("--tls-key", type=Path, help="PEM file with its private key")
 
 
-def _secured(options: argparse.Namespace) -> Options:
-    """Raises OSError for a file that cannot be read."""
+def secured(options: argparse.Namespace) -> Options:
+    """How the flags of `_add_security` say to connect. Raises OSError for a file that cannot be read."""
     from service.client import Options
 
     def read(path: Path | None) -> bytes:
@@ -150,7 +154,7 @@ def _classify(options: argparse.Namespace) -> int:
 
     choice = {"model": options.model, "version": options.version, "top_k": options.top_k, "timeout": options.timeout}
     try:
-        with Client(options.target, _secured(options)) as client:
+        with Client(options.target, secured(options)) as client:
             predictions = client.classify(options.images, **choice)
     except OSError as error:
         return _fail(f"{error.filename}: {error.strerror}", USAGE_ERROR)
@@ -194,7 +198,7 @@ def _health(options: argparse.Namespace) -> int:
     except config.ConfigError as error:
         return _fail(str(error), USAGE_ERROR)
     try:
-        credentials = _secured(options).credentials()
+        credentials = secured(options).credentials()
     except OSError as error:
         return _fail(f"{error.filename}: {error.strerror}", USAGE_ERROR)
     state = health.check(target, options.service, options.timeout, credentials)

@@ -53,6 +53,10 @@ class Settings:
     insecure: bool = _setting(
         False, "allow other addresses than the loopback without both TLS and a proof of who calls"
     )
+    model_public_key: str = _setting(
+        "", "PEM file with the Ed25519 key that every version must be signed with; empty: none need be"
+    )
+    max_model_bytes: int = _setting(1 << 30, "size of all files of one version", least=1)
     model_control: str = _setting(
         "none", "none: load all at start; poll: watch the folder; explicit: only what load_model and the load RPC name",
         choices=("none", "poll", "explicit"),
@@ -83,6 +87,9 @@ class Settings:
         0.0, "seconds: batches no larger than keep within it, as timed at load; 0: up to max_batch_size", least=0.0
     )
     max_queue_images: int = _setting(1024, "images that may wait; beyond, requests are shed", least=1)
+    max_queue_bytes: int = _setting(
+        256 << 20, "messages of the requests that are being answered; beyond, requests are shed", least=1
+    )
     max_images_per_request: int = _setting(256, "images in one request", least=1)
     max_message_bytes: int = _setting(32 << 20, "size of one message", least=1024, most=(1 << 31) - 1)
     max_image_pixels: int = _setting(

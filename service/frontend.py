@@ -106,23 +106,25 @@ class Frontend:
         timing: Timing,
         field: str,
         images: Pixels | Sequence[Decode],
+        size: int,
         deadline: float | None,
         priority: int = 0,
     ) -> Answer:
         """Admit, decode and compute `images`: pixels in the model's shape, or functions that write one each.
 
-        `field` is what the request calls them; see Request.compute for `deadline` and `priority`. Raises ServiceError.
+        `field` is what the request calls them, `size` the bytes of its message; see Request for the rest. Raises
+        ServiceError.
         """
         most = self.settings.max_images_per_request
         if not 1 <= len(images) <= most:
             raise InvalidInput(field, f"must be from 1 to {most} images, are {len(images)}")
         started = time.monotonic()
-        with model.batcher.admit(len(images)) as admitted:
+        with model.batcher.admit(len(images), size, deadline) as admitted:
             admitted.trace = timing.trace
             if not isinstance(images, np.ndarray):
                 images = await self._decode(model.manifest.image_shape, images)
             timing.decode_seconds = time.monotonic() - started
-            answer = await model.compute_answer(admitted, images, deadline, priority)
+            answer = await model.compute_answer(admitted, images, priority)
         timing.queue_seconds, timing.compute_seconds = answer.queue_seconds, answer.compute_seconds
         timing.computed_at = time.monotonic()
         if (shadow := self.repository.shadow_of(model)) is not None:

@@ -18,6 +18,7 @@ FORMAT_VERSION = 1
 MODEL_FILE = "model.onnx"
 GOLDEN_FILE = "golden.npz"
 MANIFEST_FILE = "manifest.json"
+SIGNATURE_FILE = "manifest.sig"  # see service.signing
 PRECISIONS = ("fp32", "bf16", "fp16", "int8")
 # bf16 has no file of its own: providers take the fp32 graph to it.
 _PRECISION_FILES = {"fp16": "model.fp16.onnx", "int8": "model.int8.onnx"}
@@ -85,14 +86,14 @@ def model_file(precision: str) -> str:
     return _PRECISION_FILES.get(precision, MODEL_FILE)
 
 
-def read_manifest(folder: Path) -> Manifest:
+def read_manifest(folder: Path, content: bytes | None = None) -> Manifest:
     """Read and check `folder/manifest.json`. Raises ManifestError naming the key that is wrong.
 
-    Checks structure only; `verify_files` checks the bytes.
+    Checks structure only; `verify_files` checks the bytes. `content` is what is in it, if it was read before.
     """
     path = folder / MANIFEST_FILE
     try:
-        document = json.loads(path.read_bytes())
+        document = json.loads(path.read_bytes() if content is None else content)
     except FileNotFoundError:
         raise ManifestError(f"{path}: missing") from None
     except (OSError, ValueError) as error:
@@ -100,13 +101,25 @@ def read_manifest(folder: Path) -> Manifest:
     return _Reader(path).manifest(document)
 
 
-def verify_files(folder: Path, manifest: Manifest) -> None:
-    """Compare size and SHA-256 of every file with the manifest. Raises ManifestError for the first that differs."""
+def verify_files(folder: Path, manifest: Manifest, most_bytes: int | None = None) -> None:
+    """Compare size and SHA-256 of every file with the manifest. Raises ManifestError for the first that differs.
+
+    Likewise for links, for files that nobody vouches for, and for a version of more than `most_bytes`.
+    """
+    size = sum(entry.size for entry in manifest.files.values())
+    if most_bytes is not None and size > most_bytes:
+        raise ManifestError(f"{folder}: {size} bytes, the limit is {most_bytes} (max_model_bytes)")
+    if folder.is_symlink():
+        raise ManifestError(f"{folder}: is a symbolic link; a version is a plain folder")
+    for path in folder.iterdir():
+        if path.is_symlink():
+            raise ManifestError(f"{path}: is a symbolic link; a version holds plain files")
+        if path.name not in (*manifest.files, MANIFEST_FILE, SIGNATURE_FILE):
+            # A model could take its weights from it.
+            raise ManifestError(f"{path}: is not in the manifest")
     for name, entry in manifest.files.items():
         path = folder / name
         try:
-            if path.is_symlink():
-                raise ManifestError(f"{path}: is a symbolic link; a version holds plain files")
             size = path.stat().st_size
             if size != entry.size:
                 raise ManifestError(f"{path}: {size} bytes, the manifest says {entry.size}")

@@ -43,7 +43,9 @@ class Metrics:
         self._compute_seconds = self._seconds("compute", "One batch in the engine.")
         self._images = self._counter("images", "Images computed.")
         self._padding = self._counter("padding_images", "Rows computed only to fill a batch up to its bucket.")
-        self._dropped = self._counter("dropped_images", "Images not computed: shed, expired or cancelled.", "reason")
+        self._dropped = self._counter(
+            "dropped_images", "Images not computed: shed, late, expired or cancelled.", "reason"
+        )
         self._batch_images = self._histogram("batch_images", "Images in one batch, without padding.", BATCH_IMAGES)
         self._queue_images = self._gauge("queue_images", "Images admitted and not yet computing.")
         self._queue_limit = self._gauge("queue_limit_images", "Images that may wait; beyond, requests are shed.")

@@ -16,6 +16,7 @@ max_batch_size = 32
 max_queue_delay = 0.002         # seconds for which a batch that is not full waits
 target_latency = 0.02           # seconds: no larger batches than keep within it
 max_queue_images = 512
+max_queue_bytes = 100000000     # of the messages of all requests that are being answered
 buckets = [8, 16, 32]           # sizes that batches are padded up to; without, those that suit the provider
 provider_options = { use_tf32 = 1 }  # the provider's own, by its names: see docs/operations.md
 """
@@ -45,6 +46,7 @@ _OVERRIDES = (
     "max_queue_delay",
     "target_latency",
     "max_queue_images",
+    "max_queue_bytes",
 )
 
 
@@ -79,9 +81,12 @@ class Compute:
     max_queue_delay: float  # seconds
     target_latency: float  # seconds; 0: none
     max_queue_images: int
+    max_queue_bytes: int
     instances: int
     buckets: tuple[int, ...] = ()
     provider_options: Mapping[str, str] = field(default_factory=dict)
+    model_public_key: str = ""
+    max_model_bytes: int | None = None
     in_background: bool = False
 
 
@@ -141,7 +146,15 @@ def parse(document: Mapping[str, Any], settings: Settings, source: str) -> Model
         if name not in _READERS:
             raise ConfigError(f"{source}: {name}: there is no such setting")
         fields[name] = _READERS[name](value, f"{source}: {name}")
-    made = Compute(**compute, instances=instances, buckets=buckets, provider_options=options)
+    made = Compute(
+        **compute,
+        instances=instances,
+        buckets=buckets,
+        provider_options=options,
+        # Not to be changed by who can only write into the model's folder.
+        model_public_key=settings.model_public_key,
+        max_model_bytes=settings.max_model_bytes,
+    )
     result = ModelConfig(compute=made, **fields)
     if result.shadow and result.shadow in result.traffic:
         raise ConfigError(f"{source}: shadow: version {result.shadow} cannot also be in traffic")

@@ -33,10 +33,15 @@ def add_models(commands: Any) -> None:
     compare.set_defaults(func=_compare)
     verify = actions.add_parser("verify", help="check the files of published versions, and run their golden inputs")
     verify.add_argument("name", nargs="?", help="the model, or name:version (default: all)")
+    verify.add_argument("--public-key", default="", help="PEM file with the Ed25519 key that they must be signed with")
     verify.set_defaults(func=_verify)
+    sign = actions.add_parser("sign", help="sign a published version, for servers that ask for it")
+    sign.add_argument("name", help="name:version")
+    sign.add_argument("--key", type=Path, required=True, help="PEM file with an Ed25519 private key")
+    sign.set_defaults(func=_sign)
     for action in (rollback, promote):
         action.add_argument("name", help="the model")
-    for action in (rollback, promote, compare, verify):
+    for action in (rollback, promote, compare, verify, sign):
         action.add_argument("--models", type=Path, default=Path("models"), help="the repository (default: %(default)s)")
 
 
@@ -154,7 +159,7 @@ def _verify(options: argparse.Namespace) -> int:
     ]
     if not found:
         return _fail(f"{options.models}: no {f'version {options.name}' if options.name else 'version of any model'}")
-    compute = parse({}, Settings(), "settings").compute
+    compute = parse({}, Settings(model_public_key=options.public_key), "settings").compute
     status = 0
     for one, number in found:
         try:
@@ -166,6 +171,27 @@ def _verify(options: argparse.Namespace) -> int:
         print(f"{one} version {number}: files as published, golden answers in {engine.precision} on {engine.provider}"
               f" (may compute in {passed})")  # fmt: skip
     return status
+
+
+def _sign(options: argparse.Namespace) -> int:
+    from service.manifest import MANIFEST_FILE, SIGNATURE_FILE, ManifestError, read_manifest, verify_files
+    from service.signing import KeyFileError, signature
+
+    name, _, version = options.name.partition(":")
+    folder = options.models / name / version
+    try:
+        content = (folder / MANIFEST_FILE).read_bytes()
+        verify_files(folder, read_manifest(folder, content))
+        # In one rename: a server may be looking.
+        temporary = folder.with_name(f".{version}-{SIGNATURE_FILE}")
+        temporary.write_bytes(signature(content, options.key))
+        temporary.replace(folder / SIGNATURE_FILE)
+    except (ManifestError, KeyFileError) as error:
+        return _fail(str(error))
+    except OSError as error:
+        return _fail(f"{error.filename}: {error.strerror}")
+    print(f"{name} version {version}: signed")
+    return 0
 
 
 def _fail(message: str, status: int = 1) -> int:

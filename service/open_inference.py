@@ -185,7 +185,8 @@ class OpenInference(pb_grpc.GRPCInferenceServiceServicer):
             allowed = time.monotonic() + timeout / 1e6
             deadline = allowed if deadline is None else min(deadline, allowed)
         priority = tensors.number(request.parameters, "priority", "parameters") or 0
-        answer = await self._frontend.classify(model, timing, request.inputs[0].name, content, deadline, priority)
+        field, size = request.inputs[0].name, request.ByteSize()
+        answer = await self._frontend.classify(model, timing, field, content, size, deadline, priority)
         return messages.reply_to(request, model, answer, wanted)
 
 

@@ -56,12 +56,16 @@ class Request:
 
     __slots__ = (
         "_answer", "_batcher", "_compute_seconds", "_count", "_images", "_queue_seconds", "_rows", "deadline",
-        "submitted", "trace", "unclaimed",
+        "size", "submitted", "trace", "unclaimed",
     )  # fmt: skip
 
-    def __init__(self, batcher: Queue, images: int, answer: asyncio.Future[Answer]) -> None:
+    def __init__(
+        self, batcher: Queue, images: int, answer: asyncio.Future[Answer], size: int = 0, deadline: float | None = None
+    ) -> None:
         self.unclaimed = images  # not yet computing; these count against the queue's bound
-        self.deadline: float | None = None
+        self.size = size  # bytes of its message
+        # In seconds on time.monotonic()'s clock.
+        self.deadline = deadline
         self.trace: RequestTrace | None = None
         self._batcher = batcher
         self._count = images
@@ -80,16 +84,16 @@ class Request:
     ) -> None:
         self._batcher.release(self, cancelled=kind is asyncio.CancelledError)
 
-    async def compute(self, images: Pixels, deadline: float | None = None, priority: int = 0) -> Answer:
+    async def compute(self, images: Pixels, priority: int = 0) -> Answer:
         """Queue uint8 [n, height, width, channels], n as admitted, and wait for their rows.
 
-        `deadline` is in seconds on time.monotonic()'s clock. `priority` is 1 (highest), 2 (which 0 means too) or
+        `priority` is 1 (highest), 2 (which 0 means too) or
         beyond: each step down counts like having arrived PRIORITY_STEP later, so that nobody starves. Raises
-        DeadlineExceeded when the deadline passes before compute begins, and whatever the engine raises.
+        DeadlineExceeded when the deadline comes before compute can begin, and whatever the engine raises.
         """
         if len(images) != self._count:
             raise ValueError(f"{self._count} images were admitted, {len(images)} submitted")
-        self._images, self.deadline, self.submitted = images, deadline, time.monotonic()
+        self._images, self.submitted = images, time.monotonic()
         level = min(max(priority or DEFAULT_PRIORITY, 1), LOWEST_PRIORITY)
         self._batcher.enqueue(self, self.submitted + level * PRIORITY_STEP)
         return await self._answer

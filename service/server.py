@@ -21,6 +21,7 @@ from service import cpu, security, tracing
 from service.classifier import Classifier
 from service.config import Settings
 from service.errors import StartError
+from service.event_loop import new_loop
 from service.frontend import Frontend
 from service.grpc_metrics import CallMetrics, CountedServer
 from service.health import Health
@@ -169,18 +170,9 @@ class Server:
 
 
 def serve(settings: Settings, started: Callable[[Server], None]) -> None:
-    """Run `run` on uvloop where there is one: it costs a fifth less of the processor (docs/benchmarks.md)."""
+    """Run `run` on an event loop of its own."""
     with asyncio.Runner(loop_factory=new_loop) as runner:
         runner.run(run(settings, started))
-
-
-def new_loop() -> asyncio.AbstractEventLoop:
-    """The event loop that serves."""
-    try:
-        import uvloop
-    except ImportError:  # there is none for Windows
-        return asyncio.new_event_loop()
-    return uvloop.new_event_loop()
 
 
 def connection_age(seconds: float, grace_seconds: float) -> list[tuple[str, int]]:

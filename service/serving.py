@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from service import cpu, providers
+from service import cpu, providers, signing
 from service.batching import Batcher
 from service.cache import ResponseCache
 from service.config import ConfigError
@@ -23,6 +23,7 @@ from service.metrics import Metrics, VersionMetrics
 from service.model_config import Compute, ModelConfig
 from service.pending import Answer, Request
 from service.precisions import PrecisionError, fastest_first
+from service.signing import KeyFileError
 
 log = logging.getLogger(__name__)
 
@@ -35,7 +36,10 @@ class LoadError(RuntimeError):
         self.reason = reason
 
 
-REASONS = {ConfigError: "config", ManifestError: "manifest", EngineError: "engine", PrecisionError: "config"}
+REASONS = {
+    ConfigError: "config", ManifestError: "manifest", EngineError: "engine", PrecisionError: "config",
+    KeyFileError: "config",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -58,6 +62,7 @@ class ServedModel:
         self.batcher = Batcher(
             loaded.engines,
             max_queue_images=loaded.compute.max_queue_images,
+            max_queue_bytes=loaded.compute.max_queue_bytes,
             max_delay=loaded.compute.max_queue_delay,
             target_latency=loaded.compute.target_latency,
             observer=self.metrics,
@@ -89,14 +94,12 @@ class ServedModel:
     def _computed_by(self) -> tuple[str, str, str]:
         return self.engine.provider, self.engine.precision, self.compute.provider
 
-    async def compute_answer(
-        self, admitted: Request, images: Pixels, deadline: float | None = None, priority: int = 0
-    ) -> Answer:
+    async def compute_answer(self, admitted: Request, images: Pixels, priority: int = 0) -> Answer:
         """The rows of `images`, from the cache where it has them, otherwise from the engine. As Request.compute."""
         answer = (
-            await self._through_cache(self.cache, admitted, images, deadline, priority)
+            await self._through_cache(self.cache, admitted, images, priority)
             if self.cache
-            else (await admitted.compute(images, deadline, priority))
+            else await admitted.compute(images, priority)
         )
         if self.drift is not None:
             self.drift.add(answer.probabilities)
@@ -117,9 +120,7 @@ class ServedModel:
         if not replaced:
             self.metrics.retired(*self._computed_by)
 
-    async def _through_cache(
-        self, cache: ResponseCache, admitted: Request, images: Pixels, deadline: float | None, priority: int
-    ) -> Answer:
+    async def _through_cache(self, cache: ResponseCache, admitted: Request, images: Pixels, priority: int) -> Answer:
         keys = cache.keys(images)
         rows = [cache.get(key) for key in keys]
         missing = [index for index, row in enumerate(rows) if row is None]
@@ -127,7 +128,7 @@ class ServedModel:
         queue_seconds = compute_seconds = 0.0
         if missing:
             admitted.shrink(len(missing))
-            fresh = await admitted.compute(images[missing], deadline, priority)
+            fresh = await admitted.compute(images[missing], priority)
             queue_seconds, compute_seconds = fresh.queue_seconds, fresh.compute_seconds
             for row, index in enumerate(missing):
                 outputs = Outputs(fresh.probabilities, fresh.logits)
@@ -145,10 +146,11 @@ def load(folder: Path, name: str, version: int, compute: Compute) -> Loaded:
     Blocks for as long as that takes. Raises LoadError.
     """
     try:
-        manifest = read_manifest(folder)
+        key = compute.model_public_key
+        manifest = read_manifest(folder, signing.signed_manifest(folder, Path(key)) if key else None)
         if (manifest.name, manifest.version) != (name, version):
             raise ManifestError(f"{folder}: the manifest is of {manifest.name} version {manifest.version}")
-        verify_files(folder, manifest)
+        verify_files(folder, manifest, compute.max_model_bytes)
         engines = tuple(open_engine(folder, manifest, compute) for _ in range(compute.instances))
         if compute.target_latency:
             for engine in engines:
@@ -156,7 +158,7 @@ def load(folder: Path, name: str, version: int, compute: Compute) -> Loaded:
                 log.info("%s version %d: milliseconds a batch: %s", name, version, {
                     bucket: round(seconds * 1e3, 2) for bucket, seconds in engine.bucket_seconds.items()
                 })  # fmt: skip
-    except (ManifestError, EngineError, PrecisionError) as error:
+    except (ManifestError, EngineError, PrecisionError, KeyFileError) as error:
         raise LoadError(f"{name} version {version} is not served: {error}", REASONS[type(error)]) from error
     return Loaded(manifest, engines, compute)
 

@@ -195,6 +195,9 @@ def _add_export_flags(parser: argparse.ArgumentParser) -> None:
 def _add_publish_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--name", default="cifar10", help="name of the model in the repository (cifar10)")
     parser.add_argument(
+        "--sign-key", type=Path, metavar="FILE", help="PEM file with an Ed25519 private key, to sign the version with"
+    )
+    parser.add_argument(
         "--models", type=Path, default=Path("models"), metavar="FOLDER", help="the model repository (models)"
     )
 

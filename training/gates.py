@@ -30,7 +30,7 @@ from training.significance import mcnemar, wilson_interval
 ROUNDS = 7
 _ALL_CORES = Compute(
     provider="auto", precision="auto", threads=0, max_batch_size=BATCH, max_queue_delay=0.0, target_latency=0.0,
-    max_queue_images=BATCH, instances=1,
+    max_queue_images=BATCH, max_queue_bytes=1 << 30, instances=1,
 )  # fmt: skip
 # Accuracies are counts over n: a margin given in decimals must not fail on their binary tails.
 _ROUNDING = 1e-9

@@ -68,7 +68,9 @@ def retrain(arguments: argparse.Namespace) -> None:
 
 
 def _retrain(arguments: argparse.Namespace, console: Console, result: Result) -> None:
-    publishing.check_name(arguments.name)  # before the hours of training
+    # Before the hours of training.
+    publishing.check_name(arguments.name)
+    publishing.check_key(arguments.sign_key)
     with _timed(result, "train"):
         run, dataset = stages.train(arguments, console)
         result.run = str(run)

@@ -17,7 +17,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from service.folders import model_versions
-from service.manifest import MANIFEST_FILE, Manifest, ManifestError, TensorSpec, read_manifest
+from service.manifest import MANIFEST_FILE, SIGNATURE_FILE, Manifest, ManifestError, TensorSpec, read_manifest
+from service.signing import KeyFileError, signature
 from training.errors import TrainingError
 from training.export import Export
 from training.files import lock_folder, locked, sync_folder
@@ -28,14 +29,19 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 UNFINISHED = ".tmp-"
 
 
-def publish(run: Path, model: FinishedModel, export: Export, repository: Path, name: str) -> Manifest:
+def publish(
+    run: Path, model: FinishedModel, export: Export, repository: Path, name: str, key: Path | None = None
+) -> Manifest:
     """Put the export in `run` into `repository` as the next version of `name`; gives the manifest written.
 
-    Raises TrainingError: a name that cannot be one, or a repository that cannot be written.
+    `key`, a file with an Ed25519 private key, signs it. Raises TrainingError: a name that cannot be one, a key that
+    is none, or a repository that cannot be written.
     """
     check_name(name)
     try:
-        return _publish(run, describe(model, export, name), repository / name)
+        return _publish(run, describe(model, export, name), repository / name, key)
+    except KeyFileError as error:
+        raise TrainingError(f"cannot sign: {error}") from None
     except OSError as error:
         raise TrainingError(f"cannot publish into {repository / name}: {error}") from error
 
@@ -43,6 +49,15 @@ def publish(run: Path, model: FinishedModel, export: Export, repository: Path, n
 def check_name(name: str) -> None:
     if not _NAME.fullmatch(name):
         raise TrainingError(f"{name!r} cannot name a model: letters, digits, '.', '_' and '-', 128 at most")
+
+
+def check_key(key: Path | None) -> None:
+    """Raises TrainingError when `key` is no file that can sign."""
+    try:
+        if key is not None:
+            signature(b"", key)
+    except KeyFileError as error:
+        raise TrainingError(f"cannot sign: {error}") from None
 
 
 def served(repository: Path, name: str) -> Manifest | None:
@@ -81,7 +96,7 @@ def describe(model: FinishedModel, export: Export, name: str) -> Manifest:
     )
 
 
-def _publish(run: Path, manifest: Manifest, folder: Path) -> Manifest:
+def _publish(run: Path, manifest: Manifest, folder: Path, key: Path | None) -> Manifest:
     folder.mkdir(parents=True, exist_ok=True)
     remove_unfinished(folder)
     with _unfinished_folder(folder) as building:
@@ -90,8 +105,12 @@ def _publish(run: Path, manifest: Manifest, folder: Path) -> Manifest:
             _sync_file(building / file)
         while True:
             manifest = dataclasses.replace(manifest, version=max(model_versions(folder), default=0) + 1)
-            (building / MANIFEST_FILE).write_text(manifest.to_json())
+            content = manifest.to_json().encode()
+            (building / MANIFEST_FILE).write_bytes(content)
             _sync_file(building / MANIFEST_FILE)
+            if key is not None:
+                (building / SIGNATURE_FILE).write_bytes(signature(content, key))
+                _sync_file(building / SIGNATURE_FILE)
             sync_folder(building)
             if _rename(building, folder / str(manifest.version)):
                 break

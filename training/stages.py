@@ -156,7 +156,7 @@ def publish(
     arguments: argparse.Namespace, run: Path, model: FinishedModel, exported: Export, console: Console
 ) -> Manifest:
     """Put an export into the repository as its next version."""
-    manifest = publishing.publish(run, model, exported, arguments.models, arguments.name)
+    manifest = publishing.publish(run, model, exported, arguments.models, arguments.name, arguments.sign_key)
     folder = arguments.models / manifest.name / str(manifest.version)
     console.print(f"published {manifest.name} version {manifest.version} in {folder}")
     return manifest

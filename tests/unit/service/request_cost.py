@@ -15,11 +15,11 @@ from typing import Any
 from inference import grpc_predict_v2_pb2 as pb
 
 from service.config import Settings
+from service.event_loop import new_loop
 from service.frontend import Frontend
 from service.metrics import Metrics
 from service.open_inference import OpenInference
 from service.repository import Repository
-from service.server import new_loop
 from service.streams import Streams
 from tests import colour_model
 

@@ -107,8 +107,8 @@ def run(
 
 
 async def classify(batcher: Batcher, images: np.ndarray, deadline: float | None = None, priority: int = 0) -> Answer:
-    with batcher.admit(len(images)) as request:
-        return await request.compute(images, deadline, priority)
+    with batcher.admit(len(images), deadline=deadline) as request:
+        return await request.compute(images, priority)
 
 
 def start(
@@ -251,6 +251,48 @@ def test_a_deadline_that_passes_in_the_queue_costs_no_compute(model: Path) -> No
     recorder = run(model, scenario)
     assert recorder.lost == {"expired": 1}
     assert recorder.batches == [(1, 1), (1, 1)]
+
+
+def test_what_cannot_be_done_in_time_is_refused_before_it_is_queued(model: Path) -> None:
+    images = colour_model.distinct(8)
+
+    class Slow(HeldEngine):
+        def compute(self, parts: Sequence[np.ndarray]) -> Outputs:
+            time.sleep(0.2)
+            return super().compute(parts)
+
+    async def scenario(batcher: Batcher, engine: HeldEngine, recorder: Recorder) -> None:
+        engine.let()
+        for count in (1, 8):  # now it is known how long they take
+            await classify(batcher, images[:count])
+        with pytest.raises(DeadlineExceeded, match="before the deadline"):
+            await classify(batcher, images[:1], deadline=time.monotonic() + 0.05)
+        assert_answers(await classify(batcher, images[:1], deadline=time.monotonic() + 60), images[:1])
+
+    recorder = run(model, scenario, engine_type=Slow)
+    assert recorder.lost == {"late": 1}
+    assert recorder.batches == [(1, 1), (8, 8), (1, 1)]
+
+
+def test_messages_are_bounded_in_bytes_and_room_comes_back(model: Path) -> None:
+    images = colour_model.distinct(3)
+
+    async def scenario(batcher: Batcher, engine: HeldEngine, recorder: Recorder) -> None:
+        problem = "5000 bytes are being answered, the limit is 1000"
+        # Larger than the bound, and admitted since it is alone.
+        with batcher.admit(1, 5000), pytest.raises(QueueFull, match=problem):
+            batcher.admit(1, 1)
+        with batcher.admit(1, 600) as first, batcher.admit(1, 400) as second:
+            with pytest.raises(QueueFull) as caught, batcher.admit(1, 1):
+                pass
+            assert caught.value.retry_after > 0
+            engine.let()
+            for number, request in enumerate((first, second)):
+                assert_answers(await request.compute(images[number : number + 1]), images[number : number + 1])
+        with batcher.admit(1, 1000) as request:
+            assert_answers(await request.compute(images[2:]), images[2:])
+
+    assert run(model, scenario, max_queue_bytes=1000).lost == {"shed": 2}
 
 
 def test_an_engine_that_raises_fails_its_batch_and_no_other(model: Path) -> None:

@@ -19,7 +19,7 @@ from tests import colour_model
 
 COMPUTE = Compute(
     provider="cpu", precision="auto", threads=1, max_batch_size=4, max_queue_delay=0, target_latency=0,
-    max_queue_images=16, instances=1,
+    max_queue_bytes=1 << 30, max_queue_images=16, instances=1,
 )  # fmt: skip
 
 

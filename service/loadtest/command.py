@@ -1,0 +1,216 @@
+"""The command line of the load test: sweeps, objectives, comparisons, and what is printed and written."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import dataclasses
+import json
+import os
+import platform
+import re
+import sys
+import tempfile
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from service.connection import Options
+from service.loadtest import plan, report
+from service.loadtest.measure import Level, measure, share
+from service.loadtest.plan import Load, LoadTestError, Work
+
+SEARCH_STEPS = 7  # halvings of the range in which the highest rate lies
+_SLO = re.compile(r"p(\d{1,2}(?:\.\d+)?)\s*<\s*(\d+(?:\.\d+)?)\s*(us|ms|s)")
+_UNITS = {"us": 1e-6, "ms": 1e-3, "s": 1.0}
+MISSED = 1  # exit status: the objective, or --min-rps, was not met
+
+
+def add_command(commands: Any, add_security: Callable[[argparse.ArgumentParser], None]) -> None:
+    """Define `loadtest`. It sets `func`, which takes the parsed flags and returns the exit status."""
+    parser = commands.add_parser(
+        "loadtest", help="how many images a second a server answers, and how long each waits",
+        description="Measure a server: ours, or any that speaks the Open Inference Protocol over gRPC.",
+    )  # fmt: skip
+    add = parser.add_argument
+    add("--target", default="localhost:8001", help="address, or several as a,b,c, in turns (default: %(default)s)")
+    add("--protocol", choices=plan.PROTOCOLS, default="classify", help="ours, or Open Inference (%(default)s)")
+    add("--stream", action="store_true", help="one stream a client process and target, instead of single calls")
+    add("--model", default="", help="name of the model (default: the only one)")
+    add("--images", type=int, default=1, help="in one request (default: %(default)s)")
+    add("--pictures", type=Path, metavar="FOLDER", help="real pictures to send (default: noise in the model's size)")
+    add("--encoded", action="store_true", help="send the pictures' files as they are, to be decoded by the server")
+    add("--concurrency", type=_numbers, default=None, help="requests in flight, as 1,4,16: a closed loop of each")
+    add("--rate", type=_numbers, default=None, help="requests/s, as 100,200: an open loop of each")
+    add("--arrivals", choices=("poisson", "constant"), default="poisson", help="of an open loop (%(default)s)")
+    add("--seconds", type=float, default=10.0, help="longest time for each load (default: %(default)s)")
+    add("--warm-up", type=float, default=1.0, help="seconds before it that do not count (default: %(default)s)")
+    add("--deadline", type=float, default=10.0, help="seconds, of each call (default: %(default)s)")
+    add("--processes", type=int, default=0, help="client processes (default: half of the cores)")
+    add("--metrics", default="", metavar="URL", help="the server's metrics, for batches, queue, cores and memory")
+    add("--slo", default="", help='find the highest rate that holds it, as "p99<10ms"')
+    add("--min-rps", type=float, default=0.0, help="with --slo: exit with status 1 below this many requests/s")
+    add("--out", type=Path, metavar="FILE", help="JSON here, and the page beside it as .html")
+    add("--compare", type=Path, metavar="OLD.json", help="an older result: both are drawn, and the ratio is stated")
+    add("--token-file", type=Path, help="file whose first line is the token for the server")
+    add_security(parser)
+    parser.set_defaults(func=run)
+
+
+def _numbers(text: str) -> list[float]:
+    numbers = [float(part) for part in text.split(",")]
+    if not all(number > 0 for number in numbers):
+        raise argparse.ArgumentTypeError("must be above 0")
+    return numbers
+
+
+_numbers.__name__ = "list of numbers"
+
+
+def run(options: argparse.Namespace) -> int:
+    """The whole test. Exit status: 0 done; 1 it could not be made, or missed what was asked; 2 asked for wrongly."""
+    from service.cli import secured
+
+    try:
+        slo = _parse_slo(options.slo)
+        old = json.loads(options.compare.read_text()) if options.compare else None
+        result = asyncio.run(_Test(options, secured(options)).run(slo))
+    except (ValueError, OSError) as error:
+        return _fail(str(error), 2)
+    except LoadTestError as error:
+        return _fail(str(error), 1)
+    console = Console()
+    console.print(report.sentence(result))
+    if old:
+        for row in report.compare(result, old):
+            console.print(f"{row['load']}: {row['ratio']:.3f} times the older ({row['low']:.3f} to {row['high']:.3f})")
+    if options.out:
+        options.out.write_text(json.dumps(result, indent=1) + "\n")
+        options.out.with_suffix(".html").write_text(report.page(result, old))
+        console.print(f"{options.out} and {options.out.with_suffix('.html')}")
+    if slo:
+        console.print(result["slo"]["sentence"])
+        if result["slo"]["requests_per_second"] < max(options.min_rps, 1e-9):
+            return MISSED
+    return MISSED if any(level["broken"] for level in result["levels"]) else 0
+
+
+def _parse_slo(text: str) -> tuple[float, float] | None:
+    """(99.0, 0.01) of "p99<10ms". Raises ValueError."""
+    if not text:
+        return None
+    match = _SLO.fullmatch(text.strip())
+    if match is None:
+        raise ValueError(f'--slo: {text!r} is not of the form "p99<10ms"')
+    return float(match[1]), float(match[2]) * _UNITS[match[3]]
+
+
+class _Test:
+    def __init__(self, options: argparse.Namespace, connection: Options) -> None:
+        self.options = options
+        self.connection = connection
+        self.processes = options.processes or max(1, (os.cpu_count() or 2) // 2)
+        self.console = Console(stderr=True)
+        self.levels: list[Level] = []
+
+    async def run(self, slo: tuple[float, float] | None) -> dict[str, Any]:
+        options = self.options
+        targets = tuple(options.target.split(","))
+        shape = plan.ask_shape(targets[0], options.protocol, options.model, self.connection)
+        pictures = plan.pictures_in(options.pictures) if options.pictures else []
+        messages = plan.make_messages(options.protocol, shape, options.images, pictures, encoded=options.encoded)
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "messages"
+            plan.write_messages(path, messages)
+            work = Work(
+                targets=targets, method=self._method(), stream=options.stream, messages=str(path),
+                images=options.images, load=self._load(), seed=0, options=_to_record(self.connection),
+            )  # fmt: skip
+            outcome = None
+            for concurrency in options.concurrency or ([] if options.rate or slo else [1, 4, 16, 64]):
+                await self.level(work, concurrency=round(concurrency))
+            for rate in options.rate or []:
+                await self.level(work, rate=rate)
+            if slo:
+                outcome = await self._search(work, *slo)
+        return {
+            "target": options.target,
+            "what": f"model {shape.model}, {options.images} image(s) of {shape.height}x{shape.width} in a request, "
+            f"{'pictures' if pictures else 'noise'}{', encoded' if options.encoded else ''}, {work.method}",
+            "when": datetime.now(UTC).isoformat(timespec="seconds"),
+            "client": f"{self.processes} client process(es) on {platform.processor() or platform.machine()}, "
+            f"{os.cpu_count()} cores",
+            "levels": [level.to_record() for level in self.levels],
+            "slo": outcome,
+        }
+
+    def _method(self) -> str:
+        if self.options.protocol == "classify":
+            return plan.CLASSIFY_STREAM if self.options.stream else plan.CLASSIFY
+        return plan.INFER_STREAM if self.options.stream else plan.INFER
+
+    def _load(self) -> Load:
+        options = self.options
+        return Load(
+            arrivals=options.arrivals, seconds=options.seconds, warm_up=options.warm_up, deadline=options.deadline
+        )
+
+    async def level(self, work: Work, *, concurrency: int = 0, rate: float = 0.0) -> Level:
+        """Measure one load, and show it."""
+        load = dataclasses.replace(work.load, concurrency=concurrency, rate=rate)
+        works = share(dataclasses.replace(work, load=load), self.processes)
+        with self.console.status(f"{concurrency or rate:g} ...") as status:
+
+            def progress(level: Level) -> None:
+                status.update(f"{report.title(level.to_record())}: {level.images_per_second:,.0f} images/s ...")
+
+            level = await measure(works, self.options.metrics, progress)
+        self.levels.append(level)
+        self.console.print(_line(level))
+        return level
+
+    async def _search(self, work: Work, percentile: float, limit: float) -> dict[str, Any]:
+        """The highest rate at which `percentile` stays below `limit` and nothing fails, between 0 and the capacity."""
+        full = await self.level(work, concurrency=64)
+        low, high, best = 0.0, full.requests_per_second * 1.1, 0.0
+        for _ in range(SEARCH_STEPS):
+            rate = (low + high) / 2
+            if rate <= 0:
+                break
+            level = await self.level(work, rate=rate)
+            held = level.latencies.percentile(percentile) < limit and not level.errors.total()
+            low, high = (rate, high) if held else (low, rate)
+            best = max(best, level.requests_per_second) if held else best
+        wanted = f"p{percentile:g} < {limit * 1e3:g} ms"
+        said = (
+            f"{wanted} holds up to {best:,.0f} requests/s, {best * work.images:,.0f} images/s."
+            if best else f"{wanted} holds at no rate that was tried."
+        )  # fmt: skip
+        return {"percentile": percentile, "seconds": limit, "requests_per_second": best, "sentence": said}
+
+
+def _line(level: Level) -> Table:
+    record = level.to_record()
+    grid = Table.grid(padding=(0, 2))
+    times = record["latency_seconds"]
+    errors = ", ".join(f"{count} {code}" for code, count in level.errors.items())
+    p50, p99 = (f"{name} {times[name] * 1e3:.2f} ms" if times[name] is not None else "" for name in ("p50", "p99"))
+    limit = "the client was the limit" if level.client_was_the_limit else ""
+    grid.add_row(
+        report.title(record), f"{level.images_per_second:,.0f} images/s", p50, p99, errors, limit, level.broken
+    )
+    return grid
+
+
+def _to_record(options: Options) -> dict[str, Any]:
+    record = dataclasses.asdict(options)
+    return {name: value.decode() if isinstance(value, bytes) else value for name, value in record.items()}
+
+
+def _fail(message: str, status: int) -> int:
+    print(f"cifarserve: {message}", file=sys.stderr)  # noqa: T201
+    return status

@@ -1,0 +1,187 @@
+"""The load test against real servers: what it counts, what it finds out, and what it says when that cannot be."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from tests import certificates, colour_model
+from tests.integration.server_process import ENVIRONMENT, ServerProcess, cli, command, serving
+
+QUICK = ("--seconds", 2, "--warm-up", 0, "--processes", 1)
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    folder = tmp_path_factory.mktemp("loadtest")
+    colour_model.publish(folder / "models")
+    with serving(folder / "models", folder / "log") as server:
+        yield server
+
+
+def loadtest(server: ServerProcess, out: Path, *flags: object, status: int = 0) -> dict[str, Any]:
+    done = cli("loadtest", "--target", server.target, "--out", out, *QUICK, *flags)
+    assert done.returncode == status, done.stderr + done.stdout
+    result: dict[str, Any] = json.loads(out.read_text())
+    return result
+
+
+def test_a_sweep_counts_what_the_server_counts_and_draws_a_page(server: ServerProcess, tmp_path: Path) -> None:
+    before = server.metric("cifarserve_requests_total", code="OK")
+    flags = ("--concurrency", "1,8", "--images", 3, "--metrics", server.metrics_url, "--processes", 2)
+    result = loadtest(server, tmp_path / "out.json", *flags)
+    counted = server.metric("cifarserve_requests_total", code="OK") - before
+    assert [one["concurrency"] for one in result["levels"]] == [1, 8]
+    assert sum(sum(one["histogram"].values()) for one in result["levels"]) == counted
+    for one in result["levels"]:
+        assert not one["errors"]
+        assert one["images_per_second"] == pytest.approx(3 * one["requests_per_second"], rel=1e-3)
+        assert one["latency_seconds"]["p50"] <= one["latency_seconds"]["p99"] <= one["latency_seconds"]["p99.99"]
+        assert one["server"]["images_in_a_batch"] >= 3
+        assert one["server"]["cores"] > 0
+    page = (tmp_path / "out.html").read_text()
+    assert "knee" in page
+    assert "http" not in page.replace("http://www.w3.org", "")
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [("--protocol", "infer", "--model", "colours"), ("--stream",), ("--encoded",),
+     ("--protocol", "infer", "--model", "colours", "--stream")],
+    ids=["infer", "stream", "encoded", "infer-stream"],
+)  # fmt: skip
+def test_every_way_of_asking_is_answered(server: ServerProcess, tmp_path: Path, flags: tuple[str, ...]) -> None:
+    pictures = tmp_path / "pictures"
+    pictures.mkdir()
+    for number, image in enumerate(colour_model.distinct(3)):
+        Image.fromarray(image).save(pictures / f"{number}.png")
+    (one,) = loadtest(server, tmp_path / "out.json", "--pictures", pictures, "--concurrency", 4, *flags)["levels"]
+    assert not one["errors"]
+    assert one["requests_per_second"] > 0
+
+
+def test_an_open_loop_sends_at_its_rate(server: ServerProcess, tmp_path: Path) -> None:
+    flags = ("--rate", 50, "--arrivals", "constant", "--seconds", 4)
+    (one,) = loadtest(server, tmp_path / "out.json", *flags)["levels"]
+    assert one["requests_per_second"] == pytest.approx(50, rel=0.1)
+
+
+def test_a_server_that_stalls_is_charged_for_all_that_waited(models: Path, tmp_path: Path) -> None:
+    colour_model.publish(models)
+    with serving(models, tmp_path / "log") as server:
+
+        def stall() -> None:
+            time.sleep(2.5)
+            server.process.send_signal(signal.SIGSTOP)
+            time.sleep(1)
+            server.process.send_signal(signal.SIGCONT)
+
+        thread = threading.Thread(target=stall)
+        thread.start()
+        try:
+            (one,) = loadtest(server, tmp_path / "out.json", "--rate", 40, "--seconds", 4)["levels"]
+        finally:
+            thread.join()
+            server.process.send_signal(signal.SIGCONT)
+    # 40 of some 160 requests were to be sent in that second; a closed loop would have met the stall once.
+    assert one["latency_seconds"]["p95"] > 0.5
+
+
+def test_errors_are_counted_by_code(models: Path, tmp_path: Path) -> None:
+    colour_model.publish(models, work=10)
+    flags = ("--max-queue-images", 4, "--max-images-per-request", 4)
+    with serving(models, tmp_path / "log", *flags) as server:
+        (one,) = loadtest(server, tmp_path / "out.json", "--concurrency", 32)["levels"]
+    assert one["errors"]["RESOURCE_EXHAUSTED"] > 0
+    assert one["requests_per_second"] > 0
+
+
+def test_a_server_that_dies_in_the_middle_leaves_what_was_seen(models: Path, tmp_path: Path) -> None:
+    colour_model.publish(models)
+    with serving(models, tmp_path / "log") as server:
+        killer = threading.Timer(3, server.process.kill)
+        killer.start()
+        flags = ("--concurrency", 4, "--seconds", 6)
+        (one,) = loadtest(server, tmp_path / "out.json", *flags)["levels"]
+        killer.join()
+    assert sum(one["histogram"].values()) > 0
+    assert one["errors"]["UNAVAILABLE"] > 0
+
+
+def test_an_objective_is_found_and_a_missed_one_is_status_1(server: ServerProcess, tmp_path: Path) -> None:
+    result = loadtest(server, tmp_path / "out.json", "--slo", "p99<2s", "--seconds", 1)
+    assert result["slo"]["requests_per_second"] > 0
+    assert "p99 < 2000 ms holds up to" in result["slo"]["sentence"]
+    missed = loadtest(server, tmp_path / "out.json", "--slo", "p50<1us", "--seconds", 1, status=1)
+    assert missed["slo"]["requests_per_second"] == 0
+    loadtest(server, tmp_path / "out.json", "--slo", "p99<2s", "--min-rps", 1e9, "--seconds", 1, status=1)
+
+
+def test_two_runs_are_compared(server: ServerProcess, tmp_path: Path) -> None:
+    loadtest(server, tmp_path / "old.json", "--concurrency", 4, "--seconds", 3)
+    flags = ("--concurrency", "4,5", "--seconds", 3, "--compare", tmp_path / "old.json")
+    done = cli("loadtest", "--target", server.target, "--out", tmp_path / "new.json", *QUICK, *flags)
+    assert done.returncode == 0, done.stderr
+    assert "4 in flight: " in done.stdout
+    assert "times the older (" in done.stdout.replace("\n", " ")
+    assert "Compared" in (tmp_path / "new.html").read_text()
+
+
+def test_tls_and_tokens(models: Path, tmp_path: Path) -> None:
+    colour_model.publish(models)
+    certificate, key = certificates.make("server").write(tmp_path, "server")
+    (tmp_path / "tokens").write_text("a-token-of-the-tests")
+    flags = ("--tls-certificate", certificate, "--tls-key", key, "--token-file", tmp_path / "tokens")
+    with serving(models, tmp_path / "log", *flags) as server:
+        secured = ("--tls-ca", certificate, "--token-file", tmp_path / "tokens", "--concurrency", 2)
+        (one,) = loadtest(server, tmp_path / "out.json", *secured)["levels"]
+        assert not one["errors"]
+        done = cli("loadtest", "--target", server.target, "--tls-ca", certificate, "--concurrency", 2, *QUICK)
+        assert done.returncode == 1
+        assert "UNAUTHENTICATED" in done.stderr
+
+
+def test_several_targets_take_turns(server: ServerProcess, models: Path, tmp_path: Path) -> None:
+    colour_model.publish(models)
+    with serving(models, tmp_path / "log") as second:
+        before = server.metric("cifarserve_requests_total", code="OK")
+        both = ("--target", f"{server.target},{second.target}", "--concurrency", 4)
+        result = loadtest(server, tmp_path / "out.json", *both)
+        shares = (
+            server.metric("cifarserve_requests_total", code="OK") - before,
+            second.metric("cifarserve_requests_total", code="OK"),
+        )
+    assert sum(shares) == sum(result["levels"][0]["histogram"].values())
+    assert min(shares) > 0
+
+
+@pytest.mark.parametrize(
+    ("flags", "status", "message"),
+    [
+        (("--target", "localhost:1"), 1, "localhost:1: UNAVAILABLE"),
+        (("--model", "other"), 1, "NOT_FOUND"),
+        (("--protocol", "infer"), 1, "--model: the Open Inference Protocol needs"),
+        (("--encoded",), 1, "--encoded needs --pictures"),
+        (("--pictures", "."), 1, "no pictures"),
+        (("--slo", "fast"), 2, "--slo: 'fast' is not of the form"),
+        (("--compare", "missing.json"), 2, "missing.json"),
+        (("--concurrency", "0"), 2, "must be above 0"),
+        (("--metrics", "http://localhost:1/metrics", "--concurrency", "1"), 1, "http://localhost:1/metrics"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_tested_is_said(
+    server: ServerProcess, tmp_path: Path, flags: tuple[str, ...], status: int, message: str
+) -> None:
+    arguments = command("loadtest", "--target", server.target, *QUICK, *flags)
+    done = subprocess.run(arguments, env=ENVIRONMENT, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert done.returncode == status, done.stdout
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr

@@ -1,0 +1,42 @@
+"""The pace: what it says of the time to come follows from the batches it was told of."""
+
+from __future__ import annotations
+
+import pytest
+
+from service.pace import Pace
+
+
+def test_nothing_is_too_late_before_anything_was_measured() -> None:
+    pace = Pace(1)
+    assert not pace.too_late(1e-9, 1000, 1000)
+    assert pace.room_in(1) == 1.0
+
+
+def test_what_waits_and_the_own_batch_count_at_the_best_rate() -> None:
+    pace = Pace(1)
+    pace.measured(1, 1, 0.01)
+    pace.measured(64, 64, 0.1)  # 640 images a second
+    assert pace.too_late(0.009, 0, 1)
+    assert not pace.too_late(0.011, 0, 1)
+    assert pace.too_late(0.09, 0, 2), "they need the larger batch"
+    assert pace.too_late(0.9, 640, 1)
+    assert not pace.too_late(1.2, 640, 1)
+    assert not pace.too_late(0.09, 0, 65), "a request of more than the largest batch is given the benefit of the doubt"
+
+
+def test_two_engines_halve_the_wait() -> None:
+    one, two = Pace(1), Pace(2)
+    for pace in (one, two):
+        pace.measured(10, 16, 0.1)
+    assert one.room_in(100) == pytest.approx(1.0)
+    assert two.room_in(100) == pytest.approx(0.5)
+
+
+def test_averages_follow_a_machine_that_slows_down() -> None:
+    pace = Pace(1)
+    pace.measured(8, 8, 0.01)
+    assert not pace.too_late(0.05, 0, 8)
+    for _ in range(50):
+        pace.measured(8, 8, 0.1)
+    assert pace.too_late(0.05, 0, 8)
