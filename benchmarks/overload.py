@@ -30,7 +30,7 @@ from cifarserve.v1 import classifier_pb2_grpc as pb_grpc  # noqa: E402
 
 from tests.integration.server_process import serving  # noqa: E402
 
-IN_FLIGHT = 8
+IN_FLIGHT = 4
 
 
 async def capacity(stub: pb_grpc.ClassifierStub, request: pb.ClassifyRequest, seconds: float) -> float:

@@ -199,6 +199,7 @@ def main() -> int:
             result = asyncio.run(soak(server, models, options.seconds))
         log = (Path(folder) / "log").read_text()
     if "Traceback" in log:
+        print(log[log.index("Traceback") - 300 :][:3000], file=sys.stderr)
         result["problems"] = [*result["problems"], "the server's log has a traceback"]  # type: ignore[misc]
     text = json.dumps(result, indent=2)
     print(text)

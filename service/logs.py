@@ -45,9 +45,19 @@ class TextFormatter(logging.Formatter):
 def configure(level: str, style: str, stream: TextIO = sys.stderr) -> None:
     """Log to `stream`. `style` is text, json, or auto: text when `stream` is a terminal."""
     handler = logging.StreamHandler(stream)
+    handler.addFilter(_is_no_farewell)
     as_text = style == "text" or (style == "auto" and stream.isatty())
     handler.setFormatter(TextFormatter() if as_text else JsonFormatter())
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
+
+
+def _is_no_farewell(record: logging.LogRecord) -> bool:
+    """False for what gRPC logs as an error, with a stack, when a caller leaves in the moment its answer is sent.
+
+    Nothing is wrong then, and who sees such stacks every day overlooks the one that matters.
+    """
+    kind = record.exc_info[0] if record.exc_info else None
+    return not (record.name == "grpc._cython.cygrpc" and kind is not None and kind.__name__ == "ExecuteBatchError")
 
 
 class AccessLog:

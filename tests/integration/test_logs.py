@@ -122,3 +122,22 @@ def test_liveness_stays_good_while_the_server_drains(models: Path, tmp_path: Pat
         assert health("--target", server.target, "--service", "cifarserve.liveness").returncode == 0
         server.terminate()  # a second signal: do not wait out the lame-duck time
         assert server.wait() == 1
+
+
+def test_a_caller_that_leaves_as_its_answer_is_sent_is_no_error_in_the_log() -> None:
+    class ExecuteBatchError(Exception):
+        """As gRPC's, which cannot be imported without its private module."""
+
+    handler = logging.StreamHandler(stream := StringIO())
+    handler.addFilter(logs._is_no_farewell)
+    for name, error in (
+        ("grpc._cython.cygrpc", ExecuteBatchError("a farewell")),
+        ("grpc._cython.cygrpc", OSError("a fault of gRPC's")),
+        ("service.x", ExecuteBatchError("another's")),
+        ("service.x", None),
+    ):
+        fields = {"name": name, "msg": str(error), "exc_info": (type(error), error, None) if error else None}
+        handler.handle(logging.makeLogRecord(fields))
+    said = stream.getvalue()
+    assert "a farewell" not in said
+    assert all(text in said for text in ("a fault of gRPC's", "another's", "None"))

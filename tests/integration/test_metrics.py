@@ -129,7 +129,8 @@ def test_calls_that_are_cancelled_late_or_invented_are_counted_without_new_label
 
 
 # A metric whose moving would itself be a fault, and one that test_security.py moves: it needs TLS.
-NEVER = {"python_gc_objects_uncollectable_total", "cifarserve_certificate_expiry_timestamp_seconds"}
+CERTIFICATE = "cifarserve_certificate_expiry_timestamp_seconds"
+NEVER = {"python_gc_objects_uncollectable_total", CERTIFICATE}
 
 
 def test_every_metric_is_documented_and_every_documented_one_moves(models: Path, tmp_path: Path) -> None:
@@ -153,7 +154,7 @@ def test_every_metric_is_documented_and_every_documented_one_moves(models: Path,
             _until(look)
         except AssertionError:
             raise AssertionError(f"documented, but never moved: {documented - NEVER - moved}") from None
-    assert exposed == documented
+    assert exposed == documented - {CERTIFICATE}
 
 
 @contextmanager
