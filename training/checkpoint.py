@@ -19,6 +19,7 @@ from torch import Tensor
 
 from training.errors import CheckpointError, TrainingError
 from training.files import write_atomically, write_json
+from training.recipes import Recipe
 from training.run import RunSpec
 
 FORMAT_VERSION = 2  # 1 numbered the optimizer's tensors in another order
@@ -51,9 +52,14 @@ class Position:
     seconds: float = 0.0
     history: tuple[EpochRecord, ...] = field(default=())
 
-    @property
-    def best(self) -> EpochRecord | None:
-        """The epoch with the highest validation accuracy, the first of equals; None before the end of the first."""
+    def best(self, recipe: Recipe) -> EpochRecord | None:
+        """The epoch whose weights are kept; None before the end of the first.
+
+        The last, when the rate falls to 0: the run was made for it, and to pick another by the validation images would
+        only add their noise. Otherwise the one with the highest validation accuracy, the first of equals.
+        """
+        if recipe.warm_up >= 0:
+            return self.history[-1] if self.history else None
         return max(self.history, key=lambda record: record.validation_accuracy, default=None)
 
 

@@ -46,11 +46,11 @@ class FinishedModel:
 
 
 def finish(checkpoint: Checkpoint, dataset: Dataset, weights: str, *, six_views: bool = False) -> FinishedModel:
-    """Take the best epoch's weights, round them to the format `weights`, calibrate on validation, evaluate on test.
+    """Round the weights that the run kept to the format `weights`, calibrate on validation, evaluate on test.
 
     Raises CheckpointError when no epoch is complete yet, or `dataset` is not the one of the run.
     """
-    spec, best = checkpoint.spec, checkpoint.position.best
+    spec, best = checkpoint.spec, checkpoint.position.best(checkpoint.spec.recipe)
     if best is None:
         raise CheckpointError("no epoch of this run is complete yet, so there is no model to evaluate")
     if dataset.fingerprint() != spec.fingerprint:

@@ -188,7 +188,7 @@ def _mirrored(recipe: Recipe, data: DeviceImages, batch: Tensor, epoch: int) -> 
 
 
 def _finish_epoch(state: State, spec: RunSpec, training: DeviceImages, validation: DeviceImages) -> EpochRecord:
-    """Validate, keep the weights if they are the best so far, and move to the start of the next epoch."""
+    """Validate, keep the weights if Position.best says so, and move to the start of the next epoch."""
     position = state.position
     loss, accuracy = (state.totals / len(training)).tolist()
     _require_finite(loss, position.epoch, position.step - 1)  # the position is that of the step to come
@@ -203,7 +203,7 @@ def _finish_epoch(state: State, spec: RunSpec, training: DeviceImages, validatio
         images_per_second=len(training) / position.seconds,
     )
     state.position = Position(position.epoch + 1, 0, 0.0, (*position.history, record))
-    if state.position.best is record:
+    if state.position.best(spec.recipe) is record:
         state.best = {name: tensor.detach().clone() for name, tensor in state.model.state_dict().items()}
     state.totals.zero_()
     return record

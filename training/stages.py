@@ -50,9 +50,8 @@ def train(arguments: argparse.Namespace, console: Console) -> tuple[Path, Datase
         f"{len(dataset.classes)} classes, on {compute.device} in {compute.precision}, {compute.layout}; run {run}"
     )
     position = train_run(spec, dataset, run, resume=arguments.resume, console=console)
-    best = position.best
-    if best:
-        console.print(f"best: epoch {best.epoch}, validation accuracy {best.validation_accuracy:.2%}")
+    if best := position.best(recipe):
+        console.print(f"kept: epoch {best.epoch}, validation accuracy {best.validation_accuracy:.2%}")
     return run, dataset
 
 

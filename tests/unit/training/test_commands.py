@@ -48,7 +48,7 @@ def test_training_leaves_a_checkpoint_and_says_what_comes_next(
         f"training tutorial on colours: 30 + 6 images, 3 classes, on cpu in fp32, channels_last; run {run}"
     )
     assert lines[1].startswith("epoch 1/1 done  loss ")
-    assert lines[2].startswith("best: epoch 1, validation accuracy ")
+    assert lines[2].startswith("kept: epoch 1, validation accuracy ")
     assert lines[3] == f"next: cifarserve evaluate --run {run}"
     found = checkpoint.load(run)
     assert found.position.epoch == 1

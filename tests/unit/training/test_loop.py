@@ -59,7 +59,7 @@ def unbroken(spec: RunSpec, dataset: Dataset, tmp_path_factory: pytest.TempPathF
 
 def test_training_learns(unbroken: Checkpoint) -> None:
     assert unbroken.position.epoch == 3
-    best = unbroken.position.best
+    best = unbroken.position.best(unbroken.spec.recipe)
     assert best is not None
     assert best.validation_accuracy > 0.6  # by chance a third
 
@@ -120,19 +120,23 @@ def test_a_checkpoint_of_another_recipe_or_other_data_is_refused_by_name(
         train(describe_run(spec.recipe, spec.compute, other), other, tmp_path, resume=True)
 
 
-def test_the_best_epoch_is_the_one_with_the_highest_validation_accuracy_the_first_of_equals() -> None:
+@pytest.mark.parametrize(("warm_up", "expected"), [(-1.0, 2), (0.0, 4), (0.2, 4)])
+def test_kept_is_the_epoch_with_the_highest_validation_accuracy_or_the_last_when_the_rate_falls_to_0(
+    spec: RunSpec, warm_up: float, expected: int
+) -> None:
+    recipe = dataclasses.replace(spec.recipe, warm_up=warm_up)
     accuracies = (0.5, 0.8, 0.7, 0.8)
     history = tuple(EpochRecord(index + 1, 0, 0, 0, value, 1, 1) for index, value in enumerate(accuracies))
-    best = Position(4, 0, 0.0, history).best
+    best = Position(4, 0, 0.0, history).best(recipe)
     assert best is not None
-    assert best.epoch == 2
-    assert Position().best is None
+    assert best.epoch == expected
+    assert Position().best(recipe) is None
 
 
 def test_the_best_weights_are_those_at_the_end_of_the_best_epoch(
     spec: RunSpec, dataset: Dataset, tmp_path: Path, unbroken: Checkpoint
 ) -> None:
-    best = unbroken.position.best
+    best = unbroken.position.best(unbroken.spec.recipe)
     assert best is not None
     until_best = dataclasses.replace(spec, recipe=dataclasses.replace(spec.recipe, epochs=best.epoch))
     short = train(until_best, dataset, tmp_path)
