@@ -15,7 +15,6 @@ from rich.console import Console
 from rich.table import Table
 
 if TYPE_CHECKING:
-    from service.client import Options
     from service.config import Settings
     from service.workers import Started
 
@@ -33,7 +32,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    from service import config
+    from service import config, connection_flags
+    from service.loadtest.flags import add_loadtest
     from service.models_cli import add_models
 
     parser = argparse.ArgumentParser(prog="cifarserve", description="An image-classification service, whole.")
@@ -51,8 +51,7 @@ def _parser() -> argparse.ArgumentParser:
     classify.add_argument("--top-k", type=int, default=3, help="classes to show for each (default: %(default)s)")
     classify.add_argument("--timeout", type=float, default=10.0, help="seconds to wait (default: %(default)s)")
     classify.add_argument("--json", action="store_true", help="print JSON instead of a table")
-    _add_security(classify)
-    classify.add_argument("--token-file", type=Path, help="file whose first line is the token for the server")
+    connection_flags.add(classify)
     classify.set_defaults(func=_classify)
 
     add_models(commands)
@@ -61,41 +60,15 @@ def _parser() -> argparse.ArgumentParser:
     health.add_argument("--target", help="address of the server (default: localhost, and the port in the settings)")
     health.add_argument("--service", default="", help="name to ask for: a model, or a service (default: the whole)")
     health.add_argument("--timeout", type=float, default=3.0, help="seconds to wait (default: %(default)s)")
-    _add_security(health)
+    connection_flags.add(health, token=False)
     health.set_defaults(func=_health)
 
-    from service.loadtest.command import add_command
-
-    add_command(commands, _add_security)
+    add_loadtest(commands)
 
     from training.cli import add_subcommands
 
     add_subcommands(commands)
     return parser
-
-
-def _add_security(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--tls", action="store_true", help="encrypt; the server's authority is one that gRPC knows")
-    command.add_argument("--tls-ca", type=Path, help="encrypt; PEM file with the server's authority")
-    command.add_argument("--tls-certificate", type=Path, help="PEM file with the caller's own certificate")
-    command.add_argument("--tls-key", type=Path, help="PEM file with its private key")
-
-
-def secured(options: argparse.Namespace) -> Options:
-    """How the flags of `_add_security` say to connect. Raises OSError for a file that cannot be read."""
-    from service.client import Options
-
-    def read(path: Path | None) -> bytes:
-        return path.read_bytes() if path else b""
-
-    lines = read(getattr(options, "token_file", None)).decode().split()
-    return Options(
-        tls=options.tls or options.tls_ca is not None,
-        root_certificates=read(options.tls_ca),
-        certificate=read(options.tls_certificate),
-        key=read(options.tls_key),
-        token=lines[0] if lines else "",
-    )
 
 
 def _serve(options: argparse.Namespace) -> int:
@@ -150,11 +123,12 @@ def _serve_here(settings: Settings, announce: Callable[[Started], None]) -> None
 
 
 def _classify(options: argparse.Namespace) -> int:
+    from service import connection_flags
     from service.client import Client, ClientError
 
     choice = {"model": options.model, "version": options.version, "top_k": options.top_k, "timeout": options.timeout}
     try:
-        with Client(options.target, secured(options)) as client:
+        with Client(options.target, connection_flags.read(options)) as client:
             predictions = client.classify(options.images, **choice)
     except OSError as error:
         return _fail(f"{error.filename}: {error.strerror}", USAGE_ERROR)
@@ -191,14 +165,14 @@ def _with_file_names(error: Exception, paths: Sequence[Path]) -> str:
 
 
 def _health(options: argparse.Namespace) -> int:
-    from service import config, health
+    from service import config, connection_flags, health
 
     try:
         target = options.target or f"localhost:{config.load({}).port}"
     except config.ConfigError as error:
         return _fail(str(error), USAGE_ERROR)
     try:
-        credentials = secured(options).credentials()
+        credentials = connection_flags.read(options).credentials()
     except OSError as error:
         return _fail(f"{error.filename}: {error.strerror}", USAGE_ERROR)
     state = health.check(target, options.service, options.timeout, credentials)

@@ -11,6 +11,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from service import connection_flags
+
 REFUSED = 3  # by a gate, as the training commands
 
 
@@ -20,6 +22,7 @@ def add_models(commands: Any) -> None:
         "models", help="list what a server serves; verify, compare, roll back or promote versions"
     )
     models.add_argument("--target", default="localhost:8001", help="address of the server (default: %(default)s)")
+    connection_flags.add(models)
     models.set_defaults(func=_models)
     actions = models.add_subparsers(title="actions", metavar="ACTION")
     rollback = actions.add_parser("rollback", help="serve the version before, by a line in the model's config.toml")
@@ -84,10 +87,12 @@ def _models(options: argparse.Namespace) -> int:
     from service.client import Client, ClientError
 
     try:
-        with Client(options.target) as client:
+        with Client(options.target, connection_flags.read(options)) as client:
             models = client.models()
     except ClientError as error:
         return _fail(str(error))
+    except OSError as error:
+        return _fail(f"{error.filename}: {error.strerror}")
     table = Table("model", "version", "accuracy", "tested on", "computes on")
     for model in models:
         table.add_row(

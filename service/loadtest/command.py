@@ -11,7 +11,6 @@ import platform
 import re
 import sys
 import tempfile
-from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from service import connection_flags
 from service.connection import Options
 from service.loadtest import plan, report
 from service.loadtest.measure import Level, measure, share
@@ -30,55 +30,12 @@ _UNITS = {"us": 1e-6, "ms": 1e-3, "s": 1.0}
 MISSED = 1  # exit status: the objective, or --min-rps, was not met
 
 
-def add_command(commands: Any, add_security: Callable[[argparse.ArgumentParser], None]) -> None:
-    """Define `loadtest`. It sets `func`, which takes the parsed flags and returns the exit status."""
-    parser = commands.add_parser(
-        "loadtest", help="how many images a second a server answers, and how long each waits",
-        description="Measure a server: ours, or any that speaks the Open Inference Protocol over gRPC.",
-    )  # fmt: skip
-    add = parser.add_argument
-    add("--target", default="localhost:8001", help="address, or several as a,b,c, in turns (default: %(default)s)")
-    add("--protocol", choices=plan.PROTOCOLS, default="classify", help="ours, or Open Inference (%(default)s)")
-    add("--stream", action="store_true", help="one stream a client process and target, instead of single calls")
-    add("--model", default="", help="name of the model (default: the only one)")
-    add("--images", type=int, default=1, help="in one request (default: %(default)s)")
-    add("--pictures", type=Path, metavar="FOLDER", help="real pictures to send (default: noise in the model's size)")
-    add("--encoded", action="store_true", help="send the pictures' files as they are, to be decoded by the server")
-    add("--concurrency", type=_numbers, default=None, help="requests in flight, as 1,4,16: a closed loop of each")
-    add("--rate", type=_numbers, default=None, help="requests/s, as 100,200: an open loop of each")
-    add("--arrivals", choices=("poisson", "constant"), default="poisson", help="of an open loop (%(default)s)")
-    add("--seconds", type=float, default=10.0, help="longest time for each load (default: %(default)s)")
-    add("--warm-up", type=float, default=1.0, help="seconds before it that do not count (default: %(default)s)")
-    add("--deadline", type=float, default=10.0, help="seconds, of each call (default: %(default)s)")
-    add("--processes", type=int, default=0, help="client processes (default: half of the cores)")
-    add("--metrics", default="", metavar="URL", help="the server's metrics, for batches, queue, cores and memory")
-    add("--slo", default="", help='find the highest rate that holds it, as "p99<10ms"')
-    add("--min-rps", type=float, default=0.0, help="with --slo: exit with status 1 below this many requests/s")
-    add("--out", type=Path, metavar="FILE", help="JSON here, and the page beside it as .html")
-    add("--compare", type=Path, metavar="OLD.json", help="an older result: both are drawn, and the ratio is stated")
-    add("--token-file", type=Path, help="file whose first line is the token for the server")
-    add_security(parser)
-    parser.set_defaults(func=run)
-
-
-def _numbers(text: str) -> list[float]:
-    numbers = [float(part) for part in text.split(",")]
-    if not all(number > 0 for number in numbers):
-        raise argparse.ArgumentTypeError("must be above 0")
-    return numbers
-
-
-_numbers.__name__ = "list of numbers"
-
-
 def run(options: argparse.Namespace) -> int:
     """The whole test. Exit status: 0 done; 1 it could not be made, or missed what was asked; 2 asked for wrongly."""
-    from service.cli import secured
-
     try:
         slo = _parse_slo(options.slo)
         old = json.loads(options.compare.read_text()) if options.compare else None
-        result = asyncio.run(_Test(options, secured(options)).run(slo))
+        result = asyncio.run(_Test(options, connection_flags.read(options)).run(slo))
     except (ValueError, OSError) as error:
         return _fail(str(error), 2)
     except LoadTestError as error:
@@ -92,7 +49,7 @@ def run(options: argparse.Namespace) -> int:
         options.out.write_text(json.dumps(result, indent=1) + "\n")
         options.out.with_suffix(".html").write_text(report.page(result, old))
         console.print(f"{options.out} and {options.out.with_suffix('.html')}")
-    if slo:
+    if slo and result["slo"]:
         console.print(result["slo"]["sentence"])
         if result["slo"]["requests_per_second"] < max(options.min_rps, 1e-9):
             return MISSED
@@ -131,12 +88,19 @@ class _Test:
                 images=options.images, load=self._load(), seed=0, options=_to_record(self.connection),
             )  # fmt: skip
             outcome = None
-            for concurrency in options.concurrency or ([] if options.rate or slo else [1, 4, 16, 64]):
-                await self.level(work, concurrency=round(concurrency))
-            for rate in options.rate or []:
-                await self.level(work, rate=rate)
-            if slo:
-                outcome = await self._search(work, *slo)
+            try:
+                for concurrency in options.concurrency or ([] if options.rate or slo else [1, 4, 16, 64]):
+                    await self.level(work, concurrency=round(concurrency))
+                for rate in options.rate or []:
+                    await self.level(work, rate=rate)
+                if slo:
+                    outcome = await self._search(work, *slo)
+            except LoadTestError as error:
+                if not self.levels:
+                    raise
+                # What was measured before is kept.
+                self.levels[-1].broken = f"after this: {error}"
+                self.console.print(f"ended early: {error}", markup=False)
         return {
             "target": options.target,
             "what": f"model {shape.model}, {options.images} image(s) of {shape.height}x{shape.width} in a request, "

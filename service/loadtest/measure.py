@@ -106,7 +106,7 @@ async def measure(works: list[Work], metrics_url: str, progress: Callable[[Level
     if statuses:
         level.broken = f"a client process ended with status {statuses[0]}"
     elif not level.latencies.total and level.errors:
-        level.broken = "no request was answered"
+        level.broken = level.broken or "no request was answered"
     return level
 
 
@@ -122,7 +122,11 @@ async def _look_on(level: Level, reading: asyncio.Future[Any], load: Load, metri
     while not reading.done() and not _is_stable(level.windows) and time.monotonic() - began < limit:
         await asyncio.wait([reading], timeout=WINDOW / 4)
     if metrics_url:
-        after = await asyncio.to_thread(scrape, metrics_url)
+        try:
+            after = await asyncio.to_thread(scrape, metrics_url)
+        except LoadTestError as error:  # it was there before: what the callers saw is worth keeping
+            level.broken = str(error)
+            return
         level.server = between(before, after, time.monotonic() - began)
 
 

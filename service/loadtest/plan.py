@@ -23,7 +23,6 @@ INFER = "/inference.GRPCInferenceService/ModelInfer"
 INFER_STREAM = "/inference.GRPCInferenceService/ModelStreamInfer"
 METADATA = "/inference.GRPCInferenceService/ModelMetadata"
 GET_MODEL = "/cifarserve.v1.Classifier/GetModel"
-PROTOCOLS = ("classify", "infer")
 # Different messages in rotation, so that no cache answers, and few enough to be kept in memory.
 MESSAGES = 64
 PICTURES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif"}

@@ -116,6 +116,20 @@ def test_a_server_that_dies_in_the_middle_leaves_what_was_seen(models: Path, tmp
     assert one["errors"]["UNAVAILABLE"] > 0
 
 
+def test_a_server_that_is_gone_before_the_next_load_leaves_what_was_measured(models: Path, tmp_path: Path) -> None:
+    colour_model.publish(models)
+    with serving(models, tmp_path / "log") as server:
+        killer = threading.Timer(4, server.process.kill)
+        killer.start()
+        flags = ("--concurrency", "4,4,4,4,4,4", "--seconds", 3, "--metrics", server.metrics_url)
+        result = loadtest(server, tmp_path / "out.json", *flags, status=1)
+        killer.join()
+    assert 1 <= len(result["levels"]) < 6
+    assert sum(result["levels"][0]["histogram"].values()) > 0
+    assert result["levels"][-1]["broken"]
+    assert "after this" in (tmp_path / "out.html").read_text() or "metrics" in result["levels"][-1]["broken"]
+
+
 def test_an_objective_is_found_and_a_missed_one_is_status_1(server: ServerProcess, tmp_path: Path) -> None:
     flags = ("--slo", "p99<2s", "--min-rps", 1e9, "--seconds", 1)
     result = loadtest(server, tmp_path / "out.json", *flags, status=1)

@@ -217,6 +217,9 @@ def test_the_command_line_sends_a_token(guarded: ServerProcess, tmp_path: Path) 
     done = cli(*asked, "--token-file", tmp_path / "mine")
     assert done.returncode == 0, done.stderr
     assert "red" in done.stdout
+    listed = cli("models", "--target", guarded.target, "--token-file", tmp_path / "mine")
+    assert "colours" in listed.stdout
+    assert "missing: No such file" in cli("models", "--token-file", tmp_path / "missing").stderr
 
 
 @pytest.mark.parametrize(
