@@ -194,7 +194,6 @@ def limits(settings: Settings) -> list[tuple[str, int]]:
         ("grpc.max_metadata_size", settings.max_metadata_bytes),
         ("grpc.absolute_max_metadata_size", settings.max_metadata_bytes),
         ("grpc.http2.min_ping_interval_without_data_ms", round(1000 * settings.ping_seconds)),
-        ("grpc.http2.min_recv_ping_interval_without_data_ms", round(1000 * settings.ping_seconds)),
         ("grpc.keepalive_permit_without_calls", 1),
     ]
 

@@ -301,15 +301,27 @@ def _is_closed(connection: socket.socket) -> bool:
         return True
 
 
-def test_a_caller_that_pings_all_the_time_is_cut_off(models: Path, tmp_path: Path) -> None:
-    with serving(models, tmp_path / "log", "--ping-seconds", 60) as server:
-        options = [
-            ("grpc.keepalive_time_ms", 50), ("grpc.keepalive_permit_without_calls", 1),
-            ("grpc.http2.max_pings_without_data", 0), ("grpc.http2.ping_timeout_ms", 5000),
-        ]  # fmt: skip
+@pytest.mark.parametrize(("least_seconds", "cut_off"), [(60, True), (0, False)])
+def test_a_caller_that_pings_faster_than_it_may_is_cut_off(
+    models: Path, tmp_path: Path, least_seconds: int, cut_off: bool
+) -> None:
+    options = [
+        ("grpc.keepalive_time_ms", 200), ("grpc.keepalive_permit_without_calls", 1),
+        ("grpc.http2.max_pings_without_data", 0), ("grpc.http2.ping_timeout_ms", 5000),
+    ]  # fmt: skip
+    with serving(models, tmp_path / "log", "--ping-seconds", least_seconds) as server:
         states: list[grpc.ChannelConnectivity] = []
         with grpc.insecure_channel(server.target, options=options) as channel:
             channel.subscribe(states.append)
             assert pb_grpc.ClassifierStub(channel).ListModels(pb.ListModelsRequest()).models
-            until(lambda: grpc.ChannelConnectivity.READY in states and states[-1] is not grpc.ChannelConnectivity.READY)
+            until(lambda: grpc.ChannelConnectivity.READY in states)
+
+            def left() -> bool:
+                return states[-1] is not grpc.ChannelConnectivity.READY
+
+            if cut_off:
+                until(left)
+            else:
+                time.sleep(5)
+                assert not left(), states
         assert code_of(Options(), server) is None
