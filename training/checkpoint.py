@@ -65,7 +65,8 @@ class Position:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """`tensors` are named model.*, best.*, optimizer.* and totals, as `training.loop` puts them there."""
+    """`tensors` are named as `training.loop` puts them there: model.*, best.*, optimizer.*, totals and, once averaging
+    has begun, average.*."""
 
     spec: RunSpec
     position: Position

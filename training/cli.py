@@ -29,7 +29,8 @@ exit codes:
 """
 NETWORKS = """\
 networks, each with a recipe of its name:
-  tutorial, record   for CIFAR-10 and pictures like it; record is what is shipped
+  tutorial, record   for CIFAR-10 and pictures like it
+  served             the record network, ten times as long: what is shipped
   scratch, simple    smaller ones, for comparison with published figures; simple takes MNIST too
   mnist              for grey digits of 28x28
   numpy              one convolution, computed forward and backward by NumPy (training/from_scratch)

@@ -16,6 +16,7 @@ import torch
 from rich.console import Console
 from torch import Tensor
 from torch.nn.functional import cross_entropy
+from torch.optim.swa_utils import AveragedModel, update_bn
 
 from training import architectures, checkpoint, optimizers
 from training.augment import crop_and_flip, cut_out, reduce
@@ -33,6 +34,7 @@ from training.splits import stratified_holdout
 SHOW_EVERY = 10  # steps: reading the loss waits for the device
 EVALUATION_BATCH = 500
 PREPARATION_IMAGES = 5000
+STATISTICS_IMAGES = 10_000
 
 # The number of the signal that asks training to stop, or 0.
 StopSignal = Callable[[], int]
@@ -42,7 +44,8 @@ StopSignal = Callable[[], int]
 class State:
     """All that changes while training.
 
-    `totals` is float64 [2]: summed loss and hits of the current epoch.
+    `totals` is float64 [2]: summed loss and hits of the current epoch. `average` is there once the recipe's averaging
+    has begun: what is validated and kept then.
     """
 
     model: Classifier
@@ -50,6 +53,7 @@ class State:
     totals: Tensor
     best: Tensors
     position: Position
+    average: AveragedModel | None = None
 
 
 @dataclass(frozen=True)
@@ -158,13 +162,7 @@ def _train_step(
     generator = torch.Generator(spec.compute.device).manual_seed(derive(recipe.seed, "augment", epoch, step))
     torch.manual_seed(derive(recipe.seed, "dropout", epoch, step))  # dropout draws from torch's own generator
     done = (epoch * steps + step) / (recipe.epochs * steps)
-    source = data.reduced if data.reduced is not None and done < recipe.small_until else data.images
-    mirrored = _mirrored(recipe, data, batch, epoch) if recipe.alternate_flip else None
-    scale = source.shape[1] / recipe.image_shape[0]
-    padding = round(recipe.crop_padding * scale)
-    images = crop_and_flip(source[batch], padding, recipe.flip, generator, reflect=recipe.reflect, mirrored=mirrored)
-    if recipe.cutout:
-        images = cut_out(images, round(recipe.cutout * scale), generator)
+    images = _augmented(recipe, data, batch, epoch, done, generator)
     labels = data.labels[batch]
     if done >= recipe.frozen_from:
         freeze_first_bias(state.model)
@@ -175,9 +173,24 @@ def _train_step(
     state.optimizer.zero_grad()
     loss.backward()  # type: ignore[no-untyped-call]
     state.optimizer.step()
+    if done >= recipe.average_from:
+        state.average = state.average or AveragedModel(state.model)
+        state.average.update_parameters(state.model)
     with torch.no_grad():
         hits = (logits.argmax(1) == labels).sum()
         state.totals += torch.stack([loss.double() * len(batch), hits.double()])
+
+
+def _augmented(
+    recipe: Recipe, data: DeviceImages, batch: Tensor, epoch: int, done: float, generator: torch.Generator
+) -> Tensor:
+    """The images of a batch as the recipe shows them when the share `done` of the run is over."""
+    source = data.reduced if data.reduced is not None and done < recipe.small_until else data.images
+    mirrored = _mirrored(recipe, data, batch, epoch) if recipe.alternate_flip else None
+    scale = source.shape[1] / recipe.image_shape[0]
+    padding = round(recipe.crop_padding * scale)
+    images = crop_and_flip(source[batch], padding, recipe.flip, generator, reflect=recipe.reflect, mirrored=mirrored)
+    return cut_out(images, round(recipe.cutout * scale), generator) if recipe.cutout else images
 
 
 def _mirrored(recipe: Recipe, data: DeviceImages, batch: Tensor, epoch: int) -> Tensor:
@@ -189,10 +202,11 @@ def _mirrored(recipe: Recipe, data: DeviceImages, batch: Tensor, epoch: int) -> 
 
 def _finish_epoch(state: State, spec: RunSpec, training: DeviceImages, validation: DeviceImages) -> EpochRecord:
     """Validate, keep the weights if Position.best says so, and move to the start of the next epoch."""
+    model = _averaged(state.average, spec, training, state.position.epoch) if state.average else state.model
     position = state.position
     loss, accuracy = (state.totals / len(training)).tolist()
     _require_finite(loss, position.epoch, position.step - 1)  # the position is that of the step to come
-    validation_loss, validation_accuracy = _validate(state.model, spec.compute, validation)
+    validation_loss, validation_accuracy = _validate(model, spec.compute, validation)
     record = EpochRecord(
         epoch=position.epoch + 1,
         loss=loss,
@@ -204,9 +218,23 @@ def _finish_epoch(state: State, spec: RunSpec, training: DeviceImages, validatio
     )
     state.position = Position(position.epoch + 1, 0, 0.0, (*position.history, record))
     if state.position.best(spec.recipe) is record:
-        state.best = {name: tensor.detach().clone() for name, tensor in state.model.state_dict().items()}
+        state.best = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
     state.totals.zero_()
     return record
+
+
+def _averaged(average: AveragedModel, spec: RunSpec, data: DeviceImages, epoch: int) -> Classifier:
+    """The averaged weights, with the statistics of batch normalisation that go with them: measured anew, on images as
+    they were trained with, since those of the weights averaged over are not the average's."""
+    generator = torch.Generator(spec.compute.device).manual_seed(derive(spec.recipe.seed, "statistics", epoch))
+    count = math.ceil(STATISTICS_IMAGES / spec.recipe.batch_size)
+    batches = (
+        _augmented(spec.recipe, data, batch, epoch, 1.0, generator) for batch in _batches(spec, epoch, data)[:count]
+    )
+    with spec.compute.autocast():
+        update_bn(batches, average.module)
+    classifier: Classifier = average.module
+    return classifier
 
 
 def _validate(model: Classifier, compute: Compute, data: DeviceImages) -> tuple[float, float]:
@@ -234,6 +262,8 @@ def _save(run: Path, spec: RunSpec, state: State) -> None:
     tensors |= {f"best.{name}": tensor for name, tensor in state.best.items()}
     for index, slots in state.optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer.{index}.{name}": tensor for name, tensor in slots.items()}
+    if state.average:
+        tensors |= {f"average.{name}": tensor for name, tensor in state.average.state_dict().items()}
     checkpoint.save(run, Checkpoint(spec, state.position, {**tensors, "totals": state.totals}))
 
 
@@ -243,6 +273,9 @@ def _restore(state: State, spec: RunSpec, saved: Checkpoint) -> None:
     state.position = saved.position
     state.model.load_state_dict(part(saved.tensors, "model."))
     state.best = part(saved.tensors, "best.")
+    if average := part(saved.tensors, "average."):
+        state.average = AveragedModel(state.model)
+        state.average.load_state_dict(average)
     state.totals.copy_(saved.tensors["totals"])
     optimizer_state = state.optimizer.state_dict()
     for index, parameter in enumerate(optimizers.parameters_of(state.optimizer)):

@@ -92,7 +92,7 @@ def orthogonalise(matrix: Tensor) -> Tensor:
 
 def set_rate(optimizer: torch.optim.Optimizer, recipe: Recipe, progress: float) -> None:
     """Set the rate for a step at `progress` (0 at the first, 1 after the last) of the run."""
-    factor = rate_factor(recipe.warm_up, progress)
+    factor = max(recipe.lowest_rate, rate_factor(recipe.warm_up, progress))
     for group in optimizer.param_groups:
         group["lr"] = group["highest"] * factor
 

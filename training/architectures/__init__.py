@@ -18,6 +18,8 @@ ARCHITECTURES: dict[str, Callable[[ImageShape, int], nn.Module]] = {
     "mnist": mnist.build,
     "numpy": from_scratch.build,
     "record": record.build,
+    "record_gelu": record.build_gelu,
+    "record_whole": record.build_whole,
     "scratch": scratch.build,
     "simple": simple.build,
     "tutorial": tutorial.build,
@@ -25,6 +27,8 @@ ARCHITECTURES: dict[str, Callable[[ImageShape, int], nn.Module]] = {
 # What a network takes from the training images before the first step.
 PREPARATIONS: dict[str, Callable[[nn.Module, Tensor], None]] = {
     "record": record.prepare,
+    "record_gelu": record.prepare,
+    "record_whole": record.prepare,
 }
 
 

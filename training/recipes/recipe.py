@@ -34,6 +34,8 @@ class Recipe:
     bias_rate: float = _setting("learning rate of the biases, as a multiple; they decay as fast as the rest", 1.0)
     head_rate: float = _setting("learning rate of the last layer, likewise", 1.0)
     warm_up: float = _setting("share of the run in which the rate rises; then it falls to 0. Negative: constant", -1.0)
+    lowest_rate: float = _setting("where the rate stops falling, as a share of its highest", 0.0)
+    average_from: float = _setting("share of the run after which the weights of all steps are averaged; 1: never", 1.0)
     label_smoothing: float = _setting("share of the target spread over all classes", 0.0)
     reflect: bool = _setting("pad with the image's own border instead of black", False)
     alternate_flip: bool = _setting("mirror each image in every second epoch instead of at random", False)
@@ -61,6 +63,8 @@ class Recipe:
             (self.bias_rate > 0, "bias_rate", "above 0"),
             (self.head_rate > 0, "head_rate", "above 0"),
             (self.warm_up < 1, "warm_up", "below 1"),
+            (0 <= self.lowest_rate <= 1, "lowest_rate", "from 0 to 1"),
+            (0 < self.average_from <= 1, "average_from", "above 0, to 1"),
             (0 <= self.label_smoothing < 1, "label_smoothing", "from 0 to less than 1"),
             (0 <= self.cutout < min(height, width), "cutout", "from 0 to less than the image's side"),
             (self.small_side == 0 or 16 <= self.small_side <= min(height, width), "small_side", "0, or 16 to the side"),

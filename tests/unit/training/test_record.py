@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from pathlib import Path
 
 import numpy as np
@@ -42,6 +43,15 @@ def spec(dataset: Dataset) -> RunSpec:
     return describe_run(recipe, Compute("cpu", "fp32", "contiguous"), dataset)
 
 
+@pytest.fixture(scope="module", params=["record", "averaging"])
+def some_spec(request: pytest.FixtureRequest, spec: RunSpec) -> RunSpec:
+    """The recipe as it is, and with the weights averaged from the middle of the second epoch."""
+    if request.param == "record":
+        return spec
+    changes = {"architecture": "record_whole", "lowest_rate": 0.25, "average_from": 0.5}
+    return dataclasses.replace(spec, recipe=dataclasses.replace(spec.recipe, **changes))
+
+
 def train(spec: RunSpec, dataset: Dataset, run: Path) -> Checkpoint:
     loop.train(spec, dataset, run, resume=False, stop_signal=lambda: 0, console=Console(quiet=True))
     return checkpoint.load(run)
@@ -51,6 +61,19 @@ def test_its_size_and_cost_are_what_its_docstring_says() -> None:
     network = architectures.build("record", (32, 32, 3), 10).eval()
     assert sum(parameter.numel() for parameter in network.parameters()) == 1_972_792
     assert network(torch.zeros(2, 3, 32, 32)).shape == (2, 10)
+    whole = architectures.build("record_whole", (32, 32, 3), 10).eval()
+    assert sum(parameter.numel() for parameter in whole.parameters()) == 1_855_224
+
+
+def test_the_whole_network_sees_every_pixel_of_the_image_and_the_published_one_does_not() -> None:
+    reaches = {}
+    for name in ("record", "record_whole"):
+        image = torch.rand(1, 3, 32, 32, generator=torch.Generator().manual_seed(0), requires_grad=True)
+        features = torch.nn.Sequential(*list(architectures.build(name, (32, 32, 3), 10).eval().children())[:5])
+        features(image).sum().backward()
+        assert image.grad is not None
+        reaches[name] = bool((image.grad.abs().sum((0, 1)) > 0)[-1].any())
+    assert reaches == {"record": False, "record_whole": True}
 
 
 def test_the_first_layer_makes_patches_uncorrelated_and_of_one_scale() -> None:
@@ -65,14 +88,16 @@ def test_the_first_layer_makes_patches_uncorrelated_and_of_one_scale() -> None:
     assert not network[0].weight.requires_grad  # type: ignore[index]
 
 
+@pytest.mark.parametrize("steps", [8, 11, 13])  # in the second epoch before averaging begins and after, in the third
 def test_it_learns_and_a_resumed_run_ends_with_the_weights_of_an_unbroken_one(
-    spec: RunSpec, dataset: Dataset, tmp_path: Path
+    some_spec: RunSpec, dataset: Dataset, tmp_path: Path, steps: int
 ) -> None:
+    spec = some_spec
     unbroken = train(spec, dataset, tmp_path / "unbroken")
     kept = unbroken.position.best(unbroken.spec.recipe)
     assert kept is unbroken.position.history[-1]
     assert kept.validation_accuracy > 0.6  # by chance a third
-    left = iter([0] * 8)  # into the second epoch
+    left = iter([0] * steps)
     with pytest.raises(Interrupted):
         loop.train(
             spec, dataset, tmp_path / "broken", resume=False, stop_signal=lambda: next(left, 2),
@@ -85,8 +110,41 @@ def test_it_learns_and_a_resumed_run_ends_with_the_weights_of_an_unbroken_one(
     assert all(torch.equal(tensor, resumed.tensors[name]) for name, tensor in unbroken.tensors.items())
 
 
-def test_it_is_exported_like_the_others(spec: RunSpec, dataset: Dataset, tmp_path: Path) -> None:
+def test_what_is_kept_is_the_mean_of_the_weights_with_statistics_of_its_own(
+    spec: RunSpec, dataset: Dataset, tmp_path: Path
+) -> None:
+    steps = math.ceil(len(loop.hold_out_validation(dataset, spec)[0]) / spec.recipe.batch_size)
+    only_last = 1 - 1 / (2 * steps)
+    recipe = dataclasses.replace(spec.recipe, average_from=only_last, epochs=2, small_side=0)
+    one = train(dataclasses.replace(spec, recipe=recipe), dataset, tmp_path / "one").tensors
+    weights = [name for name in one if name.startswith("model.network") and name.endswith(("weight", "bias"))]
+    assert all(torch.equal(one[name], one[name.replace("model.", "best.", 1)]) for name in weights)
+    statistics = [name for name in one if name.startswith("model.network") and name.endswith("running_mean")]
+    assert not any(torch.equal(one[name], one[name.replace("model.", "best.", 1)]) for name in statistics)
+
+    recipe = dataclasses.replace(recipe, average_from=0.5)  # from the first step of the second epoch on
+    seen: list[dict[str, torch.Tensor]] = []
+    original = optimizers.Muon.step
+
+    def step(self: optimizers.Muon, closure: None = None) -> None:
+        original(self, closure)
+        seen.append({str(index): p.detach().clone() for index, p in enumerate(optimizers.parameters_of(self))})
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(optimizers.Muon, "step", step)
+        several = train(dataclasses.replace(spec, recipe=recipe), dataset, tmp_path / "several").tensors
+    assert several["average.n_averaged"].item() == steps
+    assert len(seen) == 2 * steps
+    last = [name for name in weights if name.endswith("weight") and several[name].ndim == 2]
+    head = next(key for key, value in seen[0].items() if value.ndim == 2)
+    mean = torch.stack([each[head] for each in seen[steps:]]).mean(0)
+    assert torch.allclose(several[last[0].replace("model.", "best.", 1)], mean, atol=1e-5)
+
+
+@pytest.mark.parametrize("architecture", ["record", "record_whole"])
+def test_it_is_exported_like_the_others(spec: RunSpec, dataset: Dataset, tmp_path: Path, architecture: str) -> None:
     run = tmp_path / "run"
+    spec = dataclasses.replace(spec, recipe=dataclasses.replace(spec.recipe, architecture=architecture))
     train(spec, dataset, run)
     model = finished.finish(checkpoint.load(run), dataset, "int8")
     finished.save(run, model)
