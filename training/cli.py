@@ -30,6 +30,7 @@ exit codes:
 NETWORKS = """\
 networks, each with a recipe of its name:
   tutorial, record   for CIFAR-10 and pictures like it
+  sprint             the record network with GELU, as quick as it learns
   served             the record network, ten times as long: what is shipped
   scratch, simple    smaller ones, for comparison with published figures; simple takes MNIST too
   mnist              for grey digits of 28x28

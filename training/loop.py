@@ -233,8 +233,8 @@ def _averaged(average: AveragedModel, spec: RunSpec, data: DeviceImages, epoch: 
     )
     with spec.compute.autocast():
         update_bn(batches, average.module)
-    classifier: Classifier = average.module
-    return classifier
+    assert isinstance(average.module, Classifier)
+    return average.module
 
 
 def _validate(model: Classifier, compute: Compute, data: DeviceImages) -> tuple[float, float]:

@@ -41,9 +41,12 @@ def to_fp16(graph: Any) -> Any:
     """A copy of `graph` (onnx.ModelProto) that computes in fp16; inputs, outputs and the softmax stay what they are."""
     copy = onnx.ModelProto()
     copy.CopyFrom(graph)
-    half = OnnxModel(
-        convert_float_to_float16(copy, keep_io_types=True, op_block_list=["Softmax", "Cast", "Sub", "Div"])
-    )
+    converted = convert_float_to_float16(copy, keep_io_types=True, op_block_list=["Softmax", "Cast", "Sub", "Div"])
+    # Blocked nodes that share an input get the same cast each: once is enough, and twice is no valid graph.
+    nodes = {node.output[0]: node for node in converted.graph.node}
+    del converted.graph.node[:]
+    converted.graph.node.extend(nodes.values())
+    half = OnnxModel(converted)
     half.topological_sort()  # the converter appends its casts at the end
     del half.model.graph.value_info[:]  # and leaves the types that were
     return half.model

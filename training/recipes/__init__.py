@@ -6,7 +6,16 @@ from training.errors import TrainingError
 from training.recipes import from_scratch, mnist, record, scratch, simple, tutorial
 from training.recipes.recipe import Recipe
 
-_ALL = (from_scratch.RECIPE, mnist.RECIPE, record.RECIPE, record.SERVED, scratch.RECIPE, simple.RECIPE, tutorial.RECIPE)
+_ALL = (
+    from_scratch.RECIPE,
+    mnist.RECIPE,
+    record.RECIPE,
+    record.SERVED,
+    record.SPRINT,
+    scratch.RECIPE,
+    simple.RECIPE,
+    tutorial.RECIPE,
+)
 RECIPES = {recipe.name: recipe for recipe in _ALL}
 
 

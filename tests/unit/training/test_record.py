@@ -141,7 +141,7 @@ def test_what_is_kept_is_the_mean_of_the_weights_with_statistics_of_its_own(
     assert torch.allclose(several[last[0].replace("model.", "best.", 1)], mean, atol=1e-5)
 
 
-@pytest.mark.parametrize("architecture", ["record", "record_whole"])
+@pytest.mark.parametrize("architecture", ["record", "record_gelu", "record_whole"])
 def test_it_is_exported_like_the_others(spec: RunSpec, dataset: Dataset, tmp_path: Path, architecture: str) -> None:
     run = tmp_path / "run"
     spec = dataclasses.replace(spec, recipe=dataclasses.replace(spec.recipe, architecture=architecture))
