@@ -146,3 +146,8 @@ def _read_tensors(run: Path, document: dict[str, Any]) -> Tensors:
         return dict(safetensors.torch.load(data))
     except SafetensorError as error:
         raise CheckpointError(f"{path}: damaged: {error}") from None
+
+
+def part(tensors: Tensors, prefix: str) -> Tensors:
+    """Those whose name starts with `prefix`, without it."""
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}

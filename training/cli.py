@@ -31,7 +31,8 @@ NETWORKS = """\
 networks, each with a recipe of its name:
   tutorial, record   for CIFAR-10 and pictures like it
   sprint             the record network with GELU, as quick as it learns
-  served             the record network, ten times as long: what is shipped
+  long, averaged     the record network in ten times as many passes, and from there (--start-from) the mean of the
+                     weights over more: what is shipped
   scratch, simple    smaller ones, for comparison with published figures; simple takes MNIST too
   mnist              for grey digits of 28x28
   numpy              one convolution, computed forward and backward by NumPy (training/from_scratch)
@@ -119,6 +120,12 @@ def _add_train_flags(parser: argparse.ArgumentParser) -> None:
     )
     _add_broken_flag(parser)
     parser.add_argument("--resume", action="store_true", help="go on from the checkpoint in --run")
+    parser.add_argument(
+        "--start-from",
+        type=Path,
+        metavar="FOLDER",
+        help="begin with the weights that the run in this folder kept, instead of with random ones",
+    )
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), help="where to train (auto)")
     parser.add_argument(
         "--precision", choices=("auto", "fp32", "bf16"), help="arithmetic: auto takes bf16 where the hardware has it"

@@ -18,12 +18,12 @@ from safetensors import SafetensorError
 
 from training import architectures
 from training.calibrate import fit_temperature, softmax
-from training.checkpoint import Checkpoint
+from training.checkpoint import Checkpoint, part
 from training.datasets import Dataset
 from training.errors import CheckpointError
 from training.evaluate import baseline, evaluate
 from training.files import write_atomically, write_json
-from training.loop import hold_out_validation, part
+from training.loop import hold_out_validation
 from training.model import Classifier, predict_logits
 from training.run import RunSpec
 from training.views import six_view_logits
@@ -74,6 +74,7 @@ def finish(checkpoint: Checkpoint, dataset: Dataset, weights: str, *, six_views:
             "best_epoch": best.epoch,
             "temperature": temperature,
             "weights": weights,
+            **({"start": dataclasses.asdict(spec.start)} if spec.start else {}),
             "history": [dataclasses.asdict(record) for record in checkpoint.position.history],
         },
         dataset={

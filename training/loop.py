@@ -20,7 +20,7 @@ from torch.optim.swa_utils import AveragedModel, update_bn
 
 from training import architectures, checkpoint, optimizers
 from training.augment import crop_and_flip, cut_out, reduce
-from training.checkpoint import Checkpoint, EpochRecord, Position, Tensors
+from training.checkpoint import Checkpoint, EpochRecord, Position, Tensors, part
 from training.datasets import Dataset, LabelledImages
 from training.errors import Interrupted, TrainingError
 from training.hardware import Compute
@@ -82,15 +82,22 @@ def hold_out_validation(dataset: Dataset, spec: RunSpec) -> tuple[LabelledImages
 
 
 def train(
-    spec: RunSpec, dataset: Dataset, run: Path, *, resume: bool, stop_signal: StopSignal, console: Console
+    spec: RunSpec,
+    dataset: Dataset,
+    run: Path,
+    *,
+    resume: bool,
+    stop_signal: StopSignal,
+    console: Console,
+    weights: Tensors | None = None,
 ) -> Position:
-    """Train to the recipe's last epoch, leaving the checkpoint in `run`.
+    """Train to the recipe's last epoch, leaving the checkpoint in `run`; begin with `weights`, if given.
 
     Raises Interrupted, with the checkpoint saved, when `stop_signal` gives a signal; CheckpointError when the
     checkpoint to resume is damaged or of another run; TrainingError when the loss is no longer finite.
     """
     train_images, validation_images = hold_out_validation(dataset, spec)
-    state = _start(spec, train_images)
+    state = _start(spec, train_images, weights)
     if resume:
         _restore(state, spec, checkpoint.load(run))
     training = _to_device(train_images, spec.compute)
@@ -108,12 +115,14 @@ def train(
     return state.position
 
 
-def _start(spec: RunSpec, train_images: LabelledImages) -> State:
+def _start(spec: RunSpec, train_images: LabelledImages, weights: Tensors | None) -> State:
     torch.manual_seed(derive(spec.recipe.seed, "weights"))
     network = architectures.build(spec.recipe.architecture, spec.recipe.image_shape, len(spec.classes))
     model = Classifier(network, *channel_statistics(train_images.images), spec.compute.memory_format)
     sample = torch.from_numpy(train_images.images[:PREPARATION_IMAGES])
     architectures.prepare(spec.recipe.architecture, network, model.normalise(sample))
+    if weights:
+        model.load_state_dict(weights)
     model = model.to(spec.compute.device)
     totals = torch.zeros(2, dtype=torch.float64, device=spec.compute.device)
     return State(model, optimizers.build(model, spec.recipe), totals, {}, Position())
@@ -285,8 +294,3 @@ def _restore(state: State, spec: RunSpec, saved: Checkpoint) -> None:
             name: torch.empty_like(parameter).copy_(tensor) if tensor.ndim else tensor for name, tensor in slots.items()
         }
     state.optimizer.load_state_dict(optimizer_state)
-
-
-def part(tensors: Tensors, prefix: str) -> Tensors:
-    """Those whose name starts with `prefix`, without it."""
-    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}

@@ -92,18 +92,18 @@ def orthogonalise(matrix: Tensor) -> Tensor:
 
 def set_rate(optimizer: torch.optim.Optimizer, recipe: Recipe, progress: float) -> None:
     """Set the rate for a step at `progress` (0 at the first, 1 after the last) of the run."""
-    factor = max(recipe.lowest_rate, rate_factor(recipe.warm_up, progress))
     for group in optimizer.param_groups:
-        group["lr"] = group["highest"] * factor
+        group["lr"] = group["highest"] * rate_share(recipe, progress)
 
 
-def rate_factor(warm_up: float, progress: float) -> float:
-    """A triangle: from 0.2 to 1 at `warm_up`, then to 0 at the end; constant 1 when `warm_up` is negative."""
-    if warm_up < 0:
+def rate_share(recipe: Recipe, progress: float) -> float:
+    """A triangle: from 0.2 to 1 at `warm_up`, then towards 0 at the end, not below `lowest_rate`; constant 1 when
+    `warm_up` is negative."""
+    if recipe.warm_up < 0:
         return 1.0
-    if progress < warm_up:
-        return 0.2 + 0.8 * progress / warm_up
-    return (1.0 - progress) / (1 - warm_up)
+    if progress < recipe.warm_up:
+        return 0.2 + 0.8 * progress / recipe.warm_up
+    return max(recipe.lowest_rate, (1.0 - progress) / (1 - recipe.warm_up))
 
 
 def parameters_of(optimizer: torch.optim.Optimizer) -> list[Tensor]:

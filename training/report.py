@@ -112,7 +112,7 @@ def _curves(model: FinishedModel) -> list[Markup]:
         return []
     recipe = model.spec.recipe
     epochs = np.linspace(0, len(history), POINTS)
-    rates = [recipe.learning_rate * optimizers.rate_factor(recipe.warm_up, epoch / recipe.epochs) for epoch in epochs]
+    rates = [recipe.learning_rate * optimizers.rate_share(recipe, epoch / recipe.epochs) for epoch in epochs]
     return [
         charts.loss(history),
         charts.accuracy(history, model.recipe["best_epoch"]),

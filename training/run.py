@@ -14,10 +14,25 @@ from training.recipes.recipe import from_record, to_record
 
 
 @dataclass(frozen=True)
+class Start:
+    """The weights of another run that a run begins with, by their SHA-256, and how they were made.
+
+    `recipe` is that run's as `to_record` gives it; `seconds` is the training time in them, with that of its own start.
+    """
+
+    sha256: str
+    recipe: dict[str, Any]
+    dataset: str
+    fingerprint: str
+    seconds: float
+
+
+@dataclass(frozen=True)
 class RunSpec:
     """What decides the weights: two runs with equal specs on one machine end with equal weights.
 
-    `source` (a path, or "cifar10") is only where the data was found: it may move between resumptions.
+    `source` (a path, or "cifar10") is only where the data was found: it may move between resumptions. `start` is None
+    for random weights.
     """
 
     recipe: Recipe
@@ -26,6 +41,7 @@ class RunSpec:
     fingerprint: str
     classes: tuple[str, ...]
     source: str
+    start: Start | None = None
 
     def to_record(self) -> dict[str, Any]:
         return {
@@ -44,18 +60,23 @@ class RunSpec:
             fingerprint=record["fingerprint"],
             classes=tuple(record["classes"]),
             source=record["source"],
+            start=Start(**record["start"])
+            if record.get("start")
+            else None,  # runs of earlier versions have no word of it
         )
 
 
-def describe_run(recipe: Recipe, compute: Compute, dataset: Dataset) -> RunSpec:
-    return RunSpec(recipe, compute, dataset.name, dataset.fingerprint(), dataset.classes, dataset.source)
+def describe_run(recipe: Recipe, compute: Compute, dataset: Dataset, start: Start | None = None) -> RunSpec:
+    return RunSpec(recipe, compute, dataset.name, dataset.fingerprint(), dataset.classes, dataset.source, start)
 
 
 def require_same_run(found: RunSpec, wanted: RunSpec) -> None:
     """Raises CheckpointError naming every field in which a checkpoint differs from what is to be resumed."""
     before, now = _flat(found.to_record()), _flat(wanted.to_record())
     differing = [
-        f"{key} was {before[key]}, is {now[key]}" for key in before if key != "source" and before[key] != now[key]
+        f"{key} was {before.get(key)}, is {now.get(key)}"
+        for key in {**before, **now}
+        if key != "source" and before.get(key) != now.get(key)
     ]
     if differing:
         raise CheckpointError(f"the checkpoint is of another run: {'; '.join(differing)}")

@@ -19,7 +19,7 @@ from service.manifest import MODEL_FILE, Manifest
 from training import checkpoint, finished, loop
 from training import export as exporting
 from training import publish as publishing
-from training.checkpoint import Position
+from training.checkpoint import Position, Tensors
 from training.datasets import Dataset, listed
 from training.errors import CheckpointError
 from training.export import Export
@@ -28,9 +28,10 @@ from training.finished import FinishedModel
 from training.hardware import Compute, choose, keep_memory
 from training.recipes import Recipe, named
 from training.report import REPORT_FILE
-from training.run import RunSpec, describe_run
+from training.run import RunSpec, Start, describe_run
 from training.signals import stop_requests
 from training.sources import CIFAR10, KNOWN_DATA, read_data
+from training.warm_start import kept_weights
 
 
 def new_console() -> Console:
@@ -44,24 +45,36 @@ def train(arguments: argparse.Namespace, console: Console) -> tuple[Path, Datase
     dataset = read_data(*_data(arguments), recipe.image_shape, arguments.download_folder, max_broken)
     if dataset.skipped:
         console.print(f"skipped {len(dataset.skipped)} broken pictures: {listed(dataset.skipped)}", markup=False)
-    spec = describe_run(recipe, compute, dataset)
+    start, weights = _start(arguments, recipe, dataset)
+    spec = describe_run(recipe, compute, dataset, start)
     console.print(
         f"training {recipe.architecture} on {dataset.name}: {len(dataset.train):,} + {len(dataset.test):,} images, "
         f"{len(dataset.classes)} classes, on {compute.device} in {compute.precision}, {compute.layout}; run {run}"
     )
-    position = train_run(spec, dataset, run, resume=arguments.resume, console=console)
+    position = train_run(spec, dataset, run, resume=arguments.resume, console=console, weights=weights)
     if best := position.best(recipe):
         console.print(f"kept: epoch {best.epoch}, validation accuracy {best.validation_accuracy:.2%}")
     return run, dataset
 
 
-def train_run(spec: RunSpec, dataset: Dataset, run: Path, *, resume: bool, console: Console) -> Position:
+def _start(arguments: argparse.Namespace, recipe: Recipe, dataset: Dataset) -> tuple[Start | None, Tensors | None]:
+    """The weights that --start-from names. A resumed run has its own, and says itself what it began with."""
+    if arguments.resume:
+        if arguments.start_from is not None:
+            raise CheckpointError("--start-from is for a new run; one that is resumed goes on with its own weights")
+        return checkpoint.load_spec(arguments.run).start, None
+    return (None, None) if arguments.start_from is None else kept_weights(arguments.start_from, recipe, dataset)
+
+
+def train_run(
+    spec: RunSpec, dataset: Dataset, run: Path, *, resume: bool, console: Console, weights: Tensors | None = None
+) -> Position:
     """Train to the end, alone in the folder `run`, with Ctrl-C and SIGTERM heard. Raises what `loop.train` raises."""
     # torch counts the host's cores, not those of the container's quota.
     torch.set_num_threads(min(torch.get_num_threads(), cpu.usable_cores()))
     keep_memory()
     with _only_training_in(run), stop_requests() as stop_signal:
-        return loop.train(spec, dataset, run, resume=resume, stop_signal=stop_signal, console=console)
+        return loop.train(spec, dataset, run, resume=resume, stop_signal=stop_signal, console=console, weights=weights)
 
 
 @contextmanager

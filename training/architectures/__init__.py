@@ -19,7 +19,6 @@ ARCHITECTURES: dict[str, Callable[[ImageShape, int], nn.Module]] = {
     "numpy": from_scratch.build,
     "record": record.build,
     "record_gelu": record.build_gelu,
-    "record_whole": record.build_whole,
     "scratch": scratch.build,
     "simple": simple.build,
     "tutorial": tutorial.build,
@@ -28,7 +27,6 @@ ARCHITECTURES: dict[str, Callable[[ImageShape, int], nn.Module]] = {
 PREPARATIONS: dict[str, Callable[[nn.Module, Tensor], None]] = {
     "record": record.prepare,
     "record_gelu": record.prepare,
-    "record_whole": record.prepare,
 }
 
 

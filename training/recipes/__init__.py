@@ -6,16 +6,8 @@ from training.errors import TrainingError
 from training.recipes import from_scratch, mnist, record, scratch, simple, tutorial
 from training.recipes.recipe import Recipe
 
-_ALL = (
-    from_scratch.RECIPE,
-    mnist.RECIPE,
-    record.RECIPE,
-    record.SERVED,
-    record.SPRINT,
-    scratch.RECIPE,
-    simple.RECIPE,
-    tutorial.RECIPE,
-)
+_RECORD = (record.RECIPE, record.SPRINT, record.LONG, record.AVERAGED)
+_ALL = (from_scratch.RECIPE, mnist.RECIPE, *_RECORD, scratch.RECIPE, simple.RECIPE, tutorial.RECIPE)
 RECIPES = {recipe.name: recipe for recipe in _ALL}
 
 

@@ -140,7 +140,7 @@ def test_the_best_weights_are_those_at_the_end_of_the_best_epoch(
     assert best is not None
     until_best = dataclasses.replace(spec, recipe=dataclasses.replace(spec.recipe, epochs=best.epoch))
     short = train(until_best, dataset, tmp_path)
-    kept, last = loop.part(unbroken.tensors, "best."), loop.part(short.tensors, "model.")
+    kept, last = checkpoint.part(unbroken.tensors, "best."), checkpoint.part(short.tensors, "model.")
     assert all(torch.equal(kept[name], tensor) for name, tensor in last.items())
 
 

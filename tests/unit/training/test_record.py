@@ -48,7 +48,7 @@ def some_spec(request: pytest.FixtureRequest, spec: RunSpec) -> RunSpec:
     """The recipe as it is, and with the weights averaged from the middle of the second epoch."""
     if request.param == "record":
         return spec
-    changes = {"architecture": "record_whole", "lowest_rate": 0.25, "average_from": 0.5}
+    changes = {"lowest_rate": 0.25, "average_from": 0.5}
     return dataclasses.replace(spec, recipe=dataclasses.replace(spec.recipe, **changes))
 
 
@@ -61,19 +61,6 @@ def test_its_size_and_cost_are_what_its_docstring_says() -> None:
     network = architectures.build("record", (32, 32, 3), 10).eval()
     assert sum(parameter.numel() for parameter in network.parameters()) == 1_972_792
     assert network(torch.zeros(2, 3, 32, 32)).shape == (2, 10)
-    whole = architectures.build("record_whole", (32, 32, 3), 10).eval()
-    assert sum(parameter.numel() for parameter in whole.parameters()) == 1_855_224
-
-
-def test_the_whole_network_sees_every_pixel_of_the_image_and_the_published_one_does_not() -> None:
-    reaches = {}
-    for name in ("record", "record_whole"):
-        image = torch.rand(1, 3, 32, 32, generator=torch.Generator().manual_seed(0), requires_grad=True)
-        features = torch.nn.Sequential(*list(architectures.build(name, (32, 32, 3), 10).eval().children())[:5])
-        features(image).sum().backward()
-        assert image.grad is not None
-        reaches[name] = bool((image.grad.abs().sum((0, 1)) > 0)[-1].any())
-    assert reaches == {"record": False, "record_whole": True}
 
 
 def test_the_first_layer_makes_patches_uncorrelated_and_of_one_scale() -> None:
@@ -141,7 +128,7 @@ def test_what_is_kept_is_the_mean_of_the_weights_with_statistics_of_its_own(
     assert torch.allclose(several[last[0].replace("model.", "best.", 1)], mean, atol=1e-5)
 
 
-@pytest.mark.parametrize("architecture", ["record", "record_gelu", "record_whole"])
+@pytest.mark.parametrize("architecture", ["record", "record_gelu"])
 def test_it_is_exported_like_the_others(spec: RunSpec, dataset: Dataset, tmp_path: Path, architecture: str) -> None:
     run = tmp_path / "run"
     spec = dataclasses.replace(spec, recipe=dataclasses.replace(spec.recipe, architecture=architecture))
@@ -154,8 +141,12 @@ def test_it_is_exported_like_the_others(spec: RunSpec, dataset: Dataset, tmp_pat
 
 @pytest.mark.parametrize(("progress", "factor"), [(0.0, 0.2), (0.1, 0.6), (0.2, 1.0), (0.6, 0.5), (1.0, 0.0)])
 def test_the_rate_rises_to_its_highest_and_falls_to_nothing(progress: float, factor: float) -> None:
-    assert optimizers.rate_factor(0.2, progress) == pytest.approx(factor)
-    assert optimizers.rate_factor(-1, progress) == 1.0
+    recipe = dataclasses.replace(RECIPES["record"], warm_up=0.2)
+    assert optimizers.rate_share(recipe, progress) == pytest.approx(factor)
+    assert optimizers.rate_share(dataclasses.replace(recipe, lowest_rate=0.25), progress) == (
+        pytest.approx(factor if progress < 0.7 else 0.25)
+    )
+    assert optimizers.rate_share(dataclasses.replace(recipe, warm_up=-1), progress) == 1.0
 
 
 def test_biases_and_head_have_their_own_rates_and_the_same_decay() -> None:
