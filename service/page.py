@@ -30,7 +30,7 @@ from service.gateway import REPORT_FILE, Gateway, describe
 
 _PICTURES = 4  # that are received or classified at once
 _UPLOAD_SECONDS = 30.0  # for a picture to arrive
-_DISCARD_SECONDS = 3.0  # for one that was refused, so that its sender reads why
+_DISCARD_SECONDS = 3.0  # for the rest of one that was refused
 _PIECE = 1 << 16  # bytes
 _MODEL = re.compile(r"/models/([^/]+)/([1-9][0-9]{0,17})/(report\.html|samples)")
 _COMMON = [
@@ -89,8 +89,7 @@ class Page:
             refused = error
         except Exception as error:
             refused = _Refused("500 Internal Server Error", status.from_error(error).message)
-        upload.discard()
-        return _json(start, refused.http_status, {"error": str(refused)}, *refused.headers)
+        return upload.discarded_after(_json(start, refused.http_status, {"error": str(refused)}, *refused.headers))
 
     def _answer(self, environ: dict[str, Any], start: Start, upload: _Upload) -> Iterable[bytes]:
         path = environ["PATH_INFO"]
@@ -168,7 +167,9 @@ class _Upload:
             raise _Refused("408 Request Timeout", f"{self._left} bytes of the picture did not come")
         return content
 
-    def discard(self) -> None:
+    def discarded_after(self, reply: Iterable[bytes]) -> Iterable[bytes]:
+        """`reply`, and then what is left is received and dropped: a sender that is cut off may never read the reply."""
+        yield from reply
         for _piece in self._pieces(time.monotonic() + _DISCARD_SECONDS):
             pass
 
@@ -244,8 +245,7 @@ def _of_call(failure: grpc.RpcError) -> _Refused:
 
 
 def _json(start: Start, http_status: str, content: Any, *headers: tuple[str, str]) -> Iterable[bytes]:
-    start(
-        http_status,
-        [("Content-Type", "application/json"), ("Content-Security-Policy", _NOTHING), *_COMMON, *headers],
-    )
-    return [json.dumps(content).encode()]
+    body = json.dumps(content).encode()
+    own = [("Content-Type", "application/json"), ("Content-Length", str(len(body)))]
+    start(http_status, [*own, ("Content-Security-Policy", _NOTHING), *_COMMON, *headers])
+    return [body]
