@@ -72,7 +72,10 @@ class Page:
         self._needs_token = bool(settings.token_file)
         self._places = threading.BoundedSemaphore(_PICTURES)
         self._html, self._policy = _read_page(
-            needs_token=self._needs_token, no_calls=self._no_calls, most_bytes=self._most_bytes
+            needs_token=self._needs_token,
+            no_calls=self._no_calls,
+            most_bytes=self._most_bytes,
+            merged=settings.workers > 1,
         )
 
     @staticmethod
@@ -186,12 +189,12 @@ class _Upload:
             yield piece
 
 
-def _read_page(*, needs_token: bool, no_calls: str, most_bytes: int) -> tuple[bytes, str]:
+def _read_page(**values: object) -> tuple[bytes, str]:
     """page.html with what it must know of the server, and the policy that lets only its own script and style in."""
     text = Path(__file__).with_name("page.html").read_text(encoding="utf-8")
-    values = {"needs-token": str(needs_token).lower(), "no-calls": no_calls, "most-bytes": str(most_bytes)}
     for name, value in values.items():
-        text = text.replace(f'data-{name}=""', f'data-{name}="{html.escape(value)}"', 1)
+        attribute = "data-" + name.replace("_", "-")
+        text = text.replace(f'{attribute}=""', f'{attribute}="{html.escape(str(value))}"', 1)
     allowed = {}
     for tag in ("script", "style"):
         (content,) = re.findall(f"<{tag}>(.*?)</{tag}>", text, re.DOTALL)

@@ -243,6 +243,7 @@ def test_where_a_token_is_needed_it_is_asked_for(models: Path, tmp_path: Path, o
         assert download.value.suggested_filename == "colours-1-report.html"
         assert download.value.path().read_text() == REPORT
         assert page.evaluate("[localStorage.length, sessionStorage.length, document.cookie]") == [0, 0, ""]
+        page.close()  # before the server goes
 
 
 def test_where_calls_are_not_safe_it_shows_the_metrics_and_says_why(models: Path, tmp_path: Path, opened: Open) -> None:
@@ -252,6 +253,7 @@ def test_where_calls_are_not_safe_it_shows_the_metrics_and_says_why(models: Path
         expect(page.locator("#closed")).to_contain_text("gRPC is for this machine alone")
         expect(page.locator("#drop")).to_be_hidden()
         expect(page.locator("#rows tr")).to_contain_text("CPUExecutionProvider, fp32")
+        page.close()  # before the server goes
 
 
 def test_with_several_workers_and_when_the_server_is_gone(models: Path, tmp_path: Path, opened: Open) -> None:

@@ -171,7 +171,7 @@ def test_a_token_is_needed_where_gRPC_needs_one(models: Path, tmp_path: Path, wo
         answer = classify(server, png(striped()), Authorization=f"Bearer {TOKEN}", Host="page.example")
         assert answer.json["classes"][0]["label"] == "red"
         assert TOKEN not in server.log.read_text()
-        assert b'data-needs-token="true"' in request(server, "/").body
+        assert b'data-needs-token="True"' in request(server, "/").body
 
 
 def test_several_workers_answer_as_one(models: Path, tmp_path: Path) -> None:
