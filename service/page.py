@@ -26,7 +26,7 @@ import grpc
 from service import security, status
 from service.client import to_client_error
 from service.config import Settings
-from service.gateway import REPORT_FILE, Gateway, describe
+from service.gateway import REPORT_FILE, Caller, Gateway, describe
 
 _PICTURES = 4  # that are received or classified at once
 _UPLOAD_SECONDS = 30.0  # for a picture to arrive
@@ -100,26 +100,14 @@ class Page:
         if environ["REQUEST_METHOD"] not in methods:
             raise _Refused("405 Method Not Allowed", f"{methods[0]} only", ("Allow", ", ".join(methods)))
         if path == "/":
-            headers = [("Content-Type", "text/html; charset=utf-8"), ("Content-Security-Policy", self._policy)]
-            start("200 OK", [*headers, *_COMMON])
-            return [self._html]
+            return _document(start, [self._html], self._policy)
         self._guard(environ)
         with self._gateway.connected(_authorization(environ)) as caller:
+            if path == "/classify":
+                return _json(start, "200 OK", self._classify(caller, environ, upload))
             if path == "/models":
                 found = [describe(model, self._gateway.has_report(model)) for model in caller.models()]
                 return _json(start, "200 OK", {"models": found})
-            if path == "/classify":
-                name, version = _wanted(environ)
-                # The token is looked at here, before the picture is read.
-                model = caller.model(name, version)
-                if not self._places.acquire(blocking=False):
-                    raise _Refused(
-                        "503 Service Unavailable", f"{_PICTURES} pictures are at work: try again", ("Retry-After", "1")
-                    )
-                try:
-                    return _json(start, "200 OK", caller.classify(model, upload.read(self._most_bytes)))
-                finally:
-                    self._places.release()
             asked = _MODEL.fullmatch(path)
             if asked is None:
                 raise _Refused("404 Not Found", "there is no such page")
@@ -130,9 +118,18 @@ class Page:
         report = self._gateway.report(model)
         if report is None:
             raise _Refused("404 Not Found", f"{model.name} version {model.version} has no {REPORT_FILE}")
-        headers = [("Content-Type", "text/html; charset=utf-8"), ("Content-Security-Policy", _REPORT_POLICY)]
-        start("200 OK", [*headers, *_COMMON])
-        return FileWrapper(report, _PIECE)
+        return _document(start, FileWrapper(report, _PIECE), _REPORT_POLICY)
+
+    def _classify(self, caller: Caller, environ: dict[str, Any], upload: _Upload) -> dict[str, Any]:
+        # The token is looked at here, before the picture is read.
+        model = caller.model(*_wanted(environ))
+        if not self._places.acquire(blocking=False):
+            problem = f"{_PICTURES} pictures are at work: try again"
+            raise _Refused("503 Service Unavailable", problem, ("Retry-After", "1"))
+        try:
+            return caller.classify(model, upload.read(self._most_bytes))
+        finally:
+            self._places.release()
 
     def _guard(self, environ: dict[str, Any]) -> None:
         """Refuse what must not go to the models over this port, and what another site has made a browser ask."""
@@ -245,6 +242,11 @@ def _of_call(failure: grpc.RpcError) -> _Refused:
         else:
             headers.append(("Retry-After", str(max(1, round(error.retry_after)))))
     return _Refused(http_status, error.message.replace("images[0].encoded:", "this file"), *headers)
+
+
+def _document(start: Start, content: Iterable[bytes], policy: str) -> Iterable[bytes]:
+    start("200 OK", [("Content-Type", "text/html; charset=utf-8"), ("Content-Security-Policy", policy), *_COMMON])
+    return content
 
 
 def _json(start: Start, http_status: str, content: Any, *headers: tuple[str, str]) -> Iterable[bytes]:
