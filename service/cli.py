@@ -89,7 +89,10 @@ def _serve(options: argparse.Namespace) -> int:
         for model in started.models:
             print(f"serving {model}")
         print(f"gRPC     {settings.host}:{started.port}")
-        print(f"metrics  http://{settings.metrics_host or settings.host}:{started.metrics_port}/metrics")
+        metrics = f"http://{settings.metrics_host or settings.host}:{started.metrics_port}"
+        print(f"metrics  {metrics}/metrics")
+        if settings.page:
+            print(f"page     {metrics}/")
         print(f"try      cifarserve classify --target {settings.host}:{started.port} PICTURE", flush=True)
 
     try:

@@ -41,6 +41,7 @@ class Settings:
     port: int = _setting(8001, "gRPC port; 0 takes a free one", least=0, most=65535)
     metrics_host: str = _setting("", "address to listen on for metrics; empty: as host")
     metrics_port: int = _setting(8002, "port of /metrics; 0 takes a free one", least=0, most=65535)
+    page: bool = _setting(True, "a page for people at / of the port of the metrics; --no-page: only the metrics")
     tls_certificate: str = _setting("", "PEM file with the server's certificate and its chain; empty: no TLS")
     tls_key: str = _setting("", "PEM file with the certificate's private key")
     tls_client_ca: str = _setting(
@@ -148,6 +149,11 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
             metavar=_metavar(name),
             help=f"{setting.metadata['help']} (default: {setting.default})",
         )
+        if setting.default is True:
+            no = "--no-" + flag(name)[2:]
+            parser.add_argument(
+                no, dest=name, default=argparse.SUPPRESS, action="store_const", const="false", help=argparse.SUPPRESS
+            )
 
 
 def load(flags: Mapping[str, Any], environment: Mapping[str, str] | None = None) -> Settings:

@@ -1,8 +1,10 @@
-"""The HTTP port beside gRPC: /metrics, and /live and /ready for probes that speak no gRPC (or not through TLS)."""
+"""The HTTP port beside gRPC: /metrics, the page, /live and /ready for probes that speak no gRPC (or no TLS)."""
 
 from __future__ import annotations
 
+import logging
 import socket
+import sys
 import threading
 from collections.abc import Callable, Iterable
 from socketserver import ThreadingMixIn
@@ -12,6 +14,10 @@ from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 import prometheus_client
 from prometheus_client import CollectorRegistry
 
+from service.page import Page
+
+log = logging.getLogger(__name__)
+
 _PATIENCE = 10.0  # seconds: a caller that sends nothing, or reads nothing, for so long is let go
 _Start = Callable[..., Any]
 _App = Callable[[dict[str, Any], _Start], Iterable[bytes]]
@@ -20,10 +26,12 @@ _App = Callable[[dict[str, Any], _Start], Iterable[bytes]]
 class HttpServer:
     """Listens and answers on threads of its own until `close`."""
 
-    def __init__(self, host: str, port: int, registry: CollectorRegistry, ready: Callable[[], bool]) -> None:
+    def __init__(
+        self, host: str, port: int, registry: CollectorRegistry, ready: Callable[[], bool], page: Page | None = None
+    ) -> None:
         """`ready` is called from other threads. Raises OSError when the port is taken."""
         kind = _Sixth if ":" in host else _Fourth
-        self._server = make_server(host, port, _application(registry, ready), kind, _Handler)
+        self._server = make_server(host, port, _application(registry, ready, page), kind, _Handler)
         self.port = self._server.server_port
         threading.Thread(target=self._server.serve_forever, name="http", daemon=True).start()
 
@@ -43,6 +51,12 @@ class _Fourth(ThreadingMixIn, WSGIServer):
         self.server_name, self.server_port = str(self.server_address[0]), self.server_address[1]
         self.setup_environ()
 
+    def handle_error(self, _request: object, client_address: object) -> None:
+        error = sys.exception()
+        # Connections that break, or that a browser opens in advance and never uses.
+        level = logging.DEBUG if isinstance(error, OSError) else logging.ERROR
+        log.log(level, "connection from %s: %r", client_address, error, exc_info=level == logging.ERROR)
+
 
 class _Sixth(_Fourth):
     address_family = socket.AF_INET6
@@ -55,13 +69,16 @@ class _Handler(WSGIRequestHandler):
         """Nothing: a scrape is no event."""
 
 
-def _application(registry: CollectorRegistry, ready: Callable[[], bool]) -> _App:
+def _application(registry: CollectorRegistry, ready: Callable[[], bool], page: Page | None) -> _App:
     metrics: Any = prometheus_client.make_wsgi_app(registry)
+    there_are = f"there are {'/, ' if page else ''}/metrics, /live and /ready"
 
     def answer(environ: dict[str, Any], start: _Start) -> Iterable[bytes]:
         path, method = environ.get("PATH_INFO", ""), environ.get("REQUEST_METHOD")
+        if page is not None and page.handles(path):
+            return page(environ, start)
         if path not in ("/metrics", "/live", "/ready"):
-            return _plain(start, "404 Not Found", "there are /metrics, /live and /ready")
+            return _plain(start, "404 Not Found", there_are)
         if method not in ("GET", "HEAD"):
             return _plain(start, "405 Method Not Allowed", "GET only")
         if path == "/metrics":

@@ -63,3 +63,7 @@ class _AtScrape(Collector, Generic[_Kind]):
         family = self._empty()
         self._fill(family)
         return [family]
+
+    def describe(self) -> Iterable[Metric]:
+        """So that a scrape may ask for it by its name."""
+        return [self._empty()]

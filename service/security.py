@@ -211,6 +211,24 @@ def require_safe(settings: Settings) -> None:
     log.warning("%s: allowed by the setting insecure", problem)
 
 
+def why_no_calls_over_http(settings: Settings) -> str:
+    """Why the port of the metrics, which has no TLS, must not take calls to the models; empty: it may.
+
+    It may where nobody can come through it who could not come through gRPC, and nothing is sent in the clear that
+    gRPC would encrypt.
+    """
+    if settings.tls_client_ca:
+        return "callers must show a certificate (tls_client_ca), which cannot be asked for over HTTP"
+    host = settings.metrics_host or settings.host
+    if is_loopback(host):
+        return ""
+    if settings.tls_certificate:
+        return f"pictures and tokens would travel in the clear: this port, on {host}, has no TLS (see metrics_host)"
+    if not settings.insecure:
+        return f"gRPC is for this machine alone, and this port, on {host}, can be reached from others"
+    return ""
+
+
 def is_loopback(host: str) -> bool:
     """Whether only this machine can reach `host`."""
     try:

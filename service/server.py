@@ -28,6 +28,7 @@ from service.health import Health
 from service.http import HttpServer
 from service.metrics import Metrics
 from service.open_inference import OpenInference
+from service.page import Page
 from service.repository import Repository
 from service.streams import Streams
 
@@ -140,12 +141,13 @@ class Server:
             )
         except RuntimeError as error:
             raise StartError(f"port: cannot listen on {host}:{settings.port}: {error}") from None
-        # A worker's own metrics are for its supervisor, on this machine.
+        # A worker's own metrics are for its supervisor, on this machine; the page is the supervisor's.
         metrics_host = "127.0.0.1" if self._shares_port else settings.metrics_host or settings.host
         try:
             self._http = HttpServer(
-                metrics_host, settings.metrics_port, self.metrics.registry, lambda: self._health.is_serving
-            )
+                metrics_host, settings.metrics_port, self.metrics.registry, lambda: self._health.is_serving,
+                Page(settings, self.port) if settings.page and not self._shares_port else None,
+            )  # fmt: skip
         except OSError as error:
             raise StartError(
                 f"metrics_port: cannot listen on {metrics_host}:{settings.metrics_port}: {error.strerror}"

@@ -1,9 +1,10 @@
 """Several server processes on one port: started, restarted when they die, drained together, measured as one.
 
 The kernel spreads the connections (SO_REUSEPORT). The supervisor serves no call itself; it keeps the port, starts the
-workers (this module as a program), passes signals on, and answers scrapes with their merged metrics. A worker gets its
-settings as one line of JSON on its standard input, says on its standard output where its own metrics are once its
-models are ready, and drains when its standard input ends: no worker outlives its supervisor.
+workers (this module as a program), passes signals on, and answers scrapes with their merged metrics; its page asks the
+workers through the common port. A worker gets its settings as one line of JSON on its standard input, says on its
+standard output where its own metrics are once its models are ready, and drains when its standard input ends: no worker
+outlives its supervisor.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from service.errors import StartError
 from service.http import HttpServer
 from service.merged_metrics import MergedMetrics
 from service.metric_families import Families
+from service.page import Page
 
 log = logging.getLogger(__name__)
 
@@ -103,8 +105,11 @@ class _Supervisor:
             loop.add_signal_handler(number, self._on_stop)
         loop.add_signal_handler(signal.SIGHUP, self._tell, signal.SIGHUP)
         host = self._settings.metrics_host or self._settings.host
+        page = Page(self._settings, self._settings.port) if self._settings.page else None
         try:
-            http = HttpServer(host, metrics_port, self._registry, lambda: bool(self._ready) and not self._stop.is_set())
+            http = HttpServer(
+                host, metrics_port, self._registry, lambda: bool(self._ready) and not self._stop.is_set(), page
+            )
         except OSError as error:
             raise StartError(f"metrics_port: cannot listen on {host}:{metrics_port}: {error.strerror}") from None
         looking = asyncio.create_task(self._keep_looking())

@@ -1,7 +1,29 @@
 from __future__ import annotations
 
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import pytest
 from hypothesis import HealthCheck, settings
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser
 
 # No test asserts absolute speed: a busy machine must not fail one.
 settings.register_profile("project", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("project")
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    from playwright.sync_api import sync_playwright
+
+    from tests.browser import chromium
+
+    with sync_playwright() as playwright:
+        path = chromium(playwright)
+        if path is None:
+            pytest.skip("no Chromium on this machine: apt-get install chromium, or playwright install chromium")
+        browser = playwright.chromium.launch(executable_path=path)
+        yield browser
+        browser.close()

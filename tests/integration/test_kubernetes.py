@@ -191,6 +191,14 @@ def test_pods_have_images_commands_and_settings_that_exist() -> None:
 
 @needs_kubectl
 @pytest.mark.parametrize("overlay", OVERLAYS)
+def test_who_may_only_read_metrics_meets_no_page(overlay: str) -> None:
+    assert settings_of(built(overlay, ())).page == (overlay == "dev")
+    ((_, spec),) = pods(kserve())
+    assert {"name": "CIFARSERVE_PAGE", "value": "false"} in spec["containers"][0]["env"]
+
+
+@needs_kubectl
+@pytest.mark.parametrize("overlay", OVERLAYS)
 def test_ports_probes_and_patience_are_those_of_the_server(overlay: str) -> None:
     for chosen in ((), tuple(one for one in COMPONENTS if one != "autoscaling-keda")):
         resources = built(overlay, chosen)

@@ -86,6 +86,16 @@ def test_auto_is_taken_for_the_number_of_workers_alone(file: Path) -> None:
         load(["--threads", "auto"])
 
 
+def test_a_switch_that_is_on_has_a_flag_that_turns_it_off(file: Path) -> None:
+    assert load([]).page
+    assert not load(["--no-page"], {"CIFARSERVE_PAGE": "true"}).page
+    assert not load(["--page", "false"]).page
+    assert not load([], {"CIFARSERVE_PAGE": "false"}).page
+    file.write_text("page = false\n")
+    assert not load(["--config", str(file)]).page
+    assert load(["--config", str(file), "--page"]).page
+
+
 def test_settings_survive_json() -> None:
     settings = config.Settings(model_repository=Path("/srv/models"), load_model=("a", "b"), lame_duck_seconds=2.5)
     assert config.from_json(json.dumps(dataclasses.asdict(settings), default=str)) == settings
