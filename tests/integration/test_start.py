@@ -140,9 +140,7 @@ def test_a_port_that_is_taken_is_an_error(models: Path, flag: str) -> None:
 
 
 @pytest.mark.parametrize("module", ["service.runners", "training.quantize"])
-def test_onnx_runtime_leaves_nothing_at_home_and_reports_to_nobody(
-    models: Path, tmp_path: Path, module: str
-) -> None:
+def test_onnx_runtime_leaves_nothing_at_home_and_reports_to_nobody(models: Path, tmp_path: Path, module: str) -> None:
     """Its telemetry begins by writing an identifier into the home folder, as soon as there is a session."""
     model = colour_model.publish(models) / MODEL_FILE
     home = tmp_path / "home"
