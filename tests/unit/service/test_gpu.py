@@ -17,7 +17,7 @@ from service.metrics import Metrics
 
 
 def library(count: int = 2) -> Any:
-    """Two GPUs: the first is busy for half of the time; the second does not tell its utilisation, as a slice of a GPU does not."""
+    """Two GPUs: the first is busy for half of the time; the second, as a slice of one does, tells no utilisation."""
     nvml = create_autospec(pynvml)
     nvml.NVMLError = pynvml.NVMLError
     nvml.nvmlDeviceGetCount.return_value = count
