@@ -27,6 +27,8 @@ SECONDS = (0.0001, 0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0
 BATCH_IMAGES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 CONFIDENCES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99, 1.0)
 DISTANCES = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
+# The codes that count against the objective, as in deploy/prometheus/rules.yml.
+FAILURES = ("INTERNAL", "UNAVAILABLE", "RESOURCE_EXHAUSTED", "DEADLINE_EXCEEDED")
 _VERSION = ("model", "version")
 _OF_GPUS = (
     ("utilization_ratio", "Share of the time in which a GPU ran anything", Gpus.utilization),
@@ -206,7 +208,9 @@ class VersionMetrics:
         self._labels = labels
         self._metrics = metrics
         self.statistics = Statistics()
-        self._requests: dict[str, Counter] = {}  # by code, so that a request looks no labels up
+        # By code, so that a request looks no labels up. What counts as a failure begins at 0: a series that begins with
+        # its first failures has, to a rate, not increased.
+        self._requests = {code: metrics._requests.labels(*labels, code) for code in ("OK", *FAILURES)}
         self.predicted = predictions.add
         self._decode_seconds = metrics._decode_seconds.labels(*labels)
         self._request_seconds = metrics._request_seconds.labels(*labels)

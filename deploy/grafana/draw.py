@@ -44,7 +44,7 @@ PHASES = (
     ("too many", PICTURES, "--images=32", "--concurrency=96"),
     ("noise", "", "--images=32", "--concurrency=2"),
 )
-SECONDS_A_PHASE = 20
+SECONDS_A_PHASE = 15
 WINDOW = "10s"
 UNITS = {"s": "seconds", "percentunit": "share", "reqps": "requests/s", "bytes": "bytes", "short": ""}
 
@@ -61,7 +61,8 @@ def main(out: str, pictures: str) -> None:
             phases.append((time.time() - began, name))
             flags += ["--target", server.target, "--seconds", str(SECONDS_A_PHASE), "--processes", "1"]
             flags += ["--pictures", pictures] if with_pictures else []
-            subprocess.run(command("loadtest", *flags), env=ENVIRONMENT, check=True, stdout=subprocess.DEVNULL)
+            arguments = command("loadtest", *flags)
+            subprocess.run(arguments, env=ENVIRONMENT, check=True, stdout=subprocess.DEVNULL)  # noqa: S603
         draw(prometheus, began, time.time(), phases, out)
 
 

@@ -13,6 +13,7 @@ import yaml
 
 from docs import generate
 from service.client import Client, Options
+from service.metrics import FAILURES
 from tests import colour_model
 from tests.integration.prometheus_process import needs_prometheus, scraping
 from tests.integration.server_process import ROOT, serving
@@ -59,6 +60,11 @@ def test_every_metric_in_a_rule_is_one_that_the_server_has_or_a_rule_records() -
     }
     assert len(named) > 30
     assert named <= known
+
+
+def test_the_codes_of_failures_are_those_that_the_server_counts_from_the_start() -> None:
+    found = set(re.findall(r'code=~"([A-Z_|]+)"', (RULES / "rules.yml").read_text()))
+    assert found == {"|".join(FAILURES)}
 
 
 def test_every_alert_has_unit_tests_and_a_runbook_under_its_name() -> None:

@@ -19,6 +19,7 @@ from tritonclient.utils import InferenceServerException
 
 from docs import generate
 from service.client import Client, ClientError, Options
+from service.metrics import FAILURES
 from tests import colour_model
 from tests.integration.server_process import ROOT, ServerProcess, serving
 
@@ -44,6 +45,8 @@ def test_known_traffic_gives_exact_counts(models: Path, tmp_path: Path) -> None:
 
         assert metric("requests_total", code="OK") == 3
         assert metric("requests_total", code="INVALID_ARGUMENT") == 2
+        codes = {dict(labels)["code"] for (name, labels) in server.metrics() if name == "cifarserve_requests_total"}
+        assert codes == {"OK", "INVALID_ARGUMENT", "NOT_FOUND", *FAILURES}
         assert server.metric("cifarserve_requests_total", model="", code="NOT_FOUND") == 1
         assert metric("request_seconds_count") == 5
         assert metric("images_total") == 44
