@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 from prometheus_client import Counter, Gauge, Histogram
@@ -17,6 +18,7 @@ from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamil
 from prometheus_client.platform_collector import PlatformCollector
 from prometheus_client.process_collector import ProcessCollector
 
+from service.gpu import Gpus
 from service.metric_families import Families
 from service.runners import Floats
 
@@ -25,7 +27,14 @@ SECONDS = (0.0001, 0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0
 BATCH_IMAGES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 CONFIDENCES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99, 1.0)
 DISTANCES = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
+# The codes that count against the objective, as in deploy/prometheus/rules.yml.
+FAILURES = ("INTERNAL", "UNAVAILABLE", "RESOURCE_EXHAUSTED", "DEADLINE_EXCEEDED")
 _VERSION = ("model", "version")
+_OF_GPUS = (
+    ("utilization_ratio", "Share of the time in which a GPU ran anything", Gpus.utilization),
+    ("memory_used_bytes", "Memory of a GPU that is taken, by whomever", Gpus.memory_used),
+    ("memory_total_bytes", "Memory of a GPU", Gpus.memory_total),
+)
 
 
 class Metrics:
@@ -73,6 +82,12 @@ class Metrics:
             GaugeMetricFamily, "cifarserve_certificate_expiry_timestamp_seconds",
             "When the server's certificate ends, in Unix time; absent without TLS.", fill=self._fill_certificate,
         )  # fmt: skip
+        self._gpus: Gpus | None = None
+        for name, documentation, ask in _OF_GPUS:
+            self.families.at_scrape(
+                GaugeMetricFamily, f"cifarserve_gpu_{name}", f"{documentation}; absent without a GPU.", "uuid",
+                fill=partial(self._fill_gpus, ask),
+            )  # fmt: skip
         self._predictions: dict[tuple[str, str], Predictions] = {}
         self.families.at_scrape(
             CounterMetricFamily, "cifarserve_predicted_images", "Images computed, by predicted class.",
@@ -106,6 +121,10 @@ class Metrics:
         """Ask this at every scrape for the Unix time at which the certificate ends."""
         self._certificate_expires = expires
 
+    def watch_gpus(self, gpus: Gpus | None) -> None:
+        """Ask these GPUs at every scrape."""
+        self._gpus = gpus
+
     def unknown(self, code: str) -> None:
         """Count a request for a model or version that is not served."""
         self._requests.labels("", "", code).inc()
@@ -116,6 +135,11 @@ class Metrics:
     def _fill_certificate(self, family: GaugeMetricFamily) -> None:
         if self._certificate_expires is not None:
             family.add_metric((), self._certificate_expires())
+
+    def _fill_gpus(self, ask: Callable[[Gpus], Iterable[tuple[str, float]]], family: GaugeMetricFamily) -> None:
+        if self._gpus is not None:
+            for uuid, value in ask(self._gpus):
+                family.add_metric((uuid,), value)
 
     def _fill_predicted(self, family: CounterMetricFamily) -> None:
         for key, predictions in list(self._predictions.items()):
@@ -184,7 +208,9 @@ class VersionMetrics:
         self._labels = labels
         self._metrics = metrics
         self.statistics = Statistics()
-        self._requests: dict[str, Counter] = {}  # by code, so that a request looks no labels up
+        # By code, so that a request looks no labels up. What counts as a failure begins at 0: a series that begins with
+        # its first failures has, to a rate, not increased.
+        self._requests = {code: metrics._requests.labels(*labels, code) for code in ("OK", *FAILURES)}
         self.predicted = predictions.add
         self._decode_seconds = metrics._decode_seconds.labels(*labels)
         self._request_seconds = metrics._request_seconds.labels(*labels)

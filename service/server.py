@@ -17,7 +17,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
 from inference import grpc_predict_v2_pb2, grpc_predict_v2_pb2_grpc
 
-from service import cpu, security, tracing
+from service import cpu, gpu, security, tracing
 from service.classifier import Classifier
 from service.config import Settings
 from service.errors import StartError
@@ -51,6 +51,7 @@ class Server:
         self._health = Health()
         self.repository = Repository(settings, self.metrics, self._report)
         self.metrics.watch_states(self.repository.states)
+        self.metrics.watch_gpus(gpu.find())
         self.port = 0
         self.metrics_port = 0
         self._decoders = ThreadPoolExecutor(settings.decode_threads or cpu.usable_cores(), "decode")

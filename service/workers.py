@@ -24,7 +24,7 @@ from dataclasses import dataclass
 
 from prometheus_client import Counter, Gauge
 
-from service import config, cpu, logs
+from service import config, cpu, logs, tracing
 from service.config import Settings
 from service.errors import StartError
 from service.http import HttpServer
@@ -91,7 +91,7 @@ class _Supervisor:
         self._stop = asyncio.Event()
         self._at_once = False
         self._living: dict[int, asyncio.subprocess.Process] = {}  # by the worker's number
-        self._metrics = MergedMetrics()
+        self._metrics = MergedMetrics(exemplars=bool(os.environ.get(tracing.ENDPOINT)))
         families = Families()
         self._registry = families.registry
         self._registry.register(self._metrics)

@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING
 import pytest
 from hypothesis import HealthCheck, settings
 
+import service  # noqa: F401 - first, for what it sets before ONNX Runtime is imported
+
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
 

@@ -6,7 +6,6 @@ import argparse
 import asyncio
 import dataclasses
 import json
-import os
 import platform
 import re
 import sys
@@ -18,7 +17,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from service import connection_flags
+from service import connection_flags, cpu
 from service.connection import Options
 from service.loadtest import plan, report
 from service.loadtest.measure import Level, measure, share
@@ -35,7 +34,7 @@ def run(options: argparse.Namespace) -> int:
     try:
         slo = _parse_slo(options.slo)
         old = json.loads(options.compare.read_text()) if options.compare else None
-        result = asyncio.run(_Test(options, connection_flags.read(options)).run(slo))
+        result = asyncio.run(_Test(options, _connection(options)).run(slo))
     except (ValueError, OSError) as error:
         return _fail(str(error), 2)
     except LoadTestError as error:
@@ -70,7 +69,7 @@ class _Test:
     def __init__(self, options: argparse.Namespace, connection: Options) -> None:
         self.options = options
         self.connection = connection
-        self.processes = options.processes or max(1, (os.cpu_count() or 2) // 2)
+        self.processes = options.processes or max(1, cpu.usable_cores() // 2)
         self.console = Console(stderr=True)
         self.levels: list[Level] = []
 
@@ -107,7 +106,7 @@ class _Test:
             f"{'pictures' if pictures else 'noise'}{', encoded' if options.encoded else ''}, {work.method}",
             "when": datetime.now(UTC).isoformat(timespec="seconds"),
             "client": f"{self.processes} client process(es) on {platform.processor() or platform.machine()}, "
-            f"{os.cpu_count()} cores",
+            f"{cpu.usable_cores()} cores",
             "levels": [level.to_record() for level in self.levels],
             "slo": outcome,
         }
@@ -168,6 +167,10 @@ def _line(level: Level) -> Table:
         report.title(record), f"{level.images_per_second:,.0f} images/s", p50, p99, errors, limit, level.broken
     )
     return grid
+
+
+def _connection(options: argparse.Namespace) -> Options:
+    return dataclasses.replace(connection_flags.read(options), round_robin=options.round_robin)
 
 
 def _to_record(options: Options) -> dict[str, Any]:

@@ -37,6 +37,7 @@ def add_loadtest(commands: Any) -> None:
     add("--min-rps", type=float, default=0.0, help="with --slo: exit with status 1 below this many requests/s")
     add("--out", type=Path, metavar="FILE", help="JSON here, and the page beside it as .html")
     add("--compare", type=Path, metavar="OLD.json", help="an older result: both are drawn, and the ratio is stated")
+    add("--round-robin", action="store_true", help="spread calls over all addresses that a target's name stands for")
     connection_flags.add(parser)
     parser.set_defaults(func=_run)
 

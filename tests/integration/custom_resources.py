@@ -1,8 +1,14 @@
 """Field rules of the custom resources in deploy/, as their projects' definitions have them: the fields that we use.
 
-Sources: the CustomResourceDefinitions of prometheus-operator (monitoring.coreos.com/v1), KEDA (keda.sh/v1alpha1),
-cert-manager (cert-manager.io/v1) and KServe (serving.kserve.io). A field that is not listed is refused: who begins to
-use one looks it up and adds it here. What is in a pod is not repeated: `containers` are checked as those of a Pod.
+A field that is not listed is refused: who begins to use one adds it here, and has it checked by what the projects
+publish. For KServe (serving.kserve.io) that is its Python package, with every run of the tests. For prometheus-operator
+(monitoring.coreos.com), KEDA (keda.sh) and cert-manager it is packages of npm, made from their definitions; with them
+in node_modules, which is not kept, a test validates every resource:
+
+    npm install --no-save @kubernetes-models/prometheus-operator@6.0.0 @kubernetes-models/keda@2.0.0 \\
+        @kubernetes-models/cert-manager@6.0.0
+
+What is in a pod is not repeated: `containers` are checked as those of a Pod.
 """
 
 from __future__ import annotations

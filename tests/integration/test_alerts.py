@@ -13,6 +13,7 @@ import yaml
 
 from docs import generate
 from service.client import Client, Options
+from service.metrics import FAILURES
 from tests import colour_model
 from tests.integration.prometheus_process import needs_prometheus, scraping
 from tests.integration.server_process import ROOT, serving
@@ -61,6 +62,11 @@ def test_every_metric_in_a_rule_is_one_that_the_server_has_or_a_rule_records() -
     assert named <= known
 
 
+def test_the_codes_of_failures_are_those_that_the_server_counts_from_the_start() -> None:
+    found = set(re.findall(r'code=~"([A-Z_|]+)"', (RULES / "rules.yml").read_text()))
+    assert found == {"|".join(FAILURES)}
+
+
 def test_every_alert_has_unit_tests_and_a_runbook_under_its_name() -> None:
     headings = re.findall(r"^#+ (Cifarserve\w+)$", (ROOT / "docs" / "operations.md").read_text(), re.MULTILINE)
     tests = (RULES / "alerts_test.yml").read_text() + (RULES / "slow_alerts_test.yml").read_text()
@@ -90,4 +96,6 @@ def test_prometheus_evaluates_every_rule_on_a_live_server(models: Path, tmp_path
         assert {rule["name"] for rule in rules if rule["type"] == "alerting"} == {one["alert"] for one in alerts()}
         (failures,) = prometheus.query("job:cifarserve_failures:ratio_rate5m")
         assert (failures["metric"]["job"], float(failures["value"][1])) == ("cifarserve", 0.0)
-        assert prometheus.query('cifarserve_load_failures_total{reason="manifest"}')
+        # The failure was there before Prometheus was: the series never went up.
+        firing = 'ALERTS{alertname="CifarserveLoadFailed", reason="manifest", alertstate="firing"}'
+        assert prometheus.query(firing)

@@ -18,8 +18,8 @@ from tests.integration.server_process import ROOT, serving
 FILE = ROOT / "deploy" / "grafana" / "dashboard.json"
 # What Grafana puts in for its own variables.
 VARIABLES = {"$job": "cifarserve", "$model": ".*", "$__rate_interval": "1m"}
-# Panels of what a server does only when it is told to, or when something goes wrong.
-MAY_BE_EMPTY = {"Shadow: share that agrees", "Loads that failed"}
+# Panels of what a server does only when it is told to, or when something goes wrong, or with a GPU.
+MAY_BE_EMPTY = {"Shadow: share that agrees", "Loads that failed", "GPU utilisation", "GPU memory"}
 
 
 def queries() -> list[tuple[str, str]]:

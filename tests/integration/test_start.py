@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +14,7 @@ import pytest
 
 from service.manifest import GOLDEN_FILE, MODEL_FILE, file_entry
 from tests import colour_model
-from tests.integration.server_process import ServerProcess, cli
+from tests.integration.server_process import ENVIRONMENT, ServerProcess, cli
 
 
 def start(repository: Path, *flags: object) -> tuple[int, str]:
@@ -134,3 +137,15 @@ def test_a_port_that_is_taken_is_an_error(models: Path, flag: str) -> None:
         status, said = start(models, flag, taken.getsockname()[1])
     assert status == 1
     assert flag.removeprefix("--").replace("-", "_") in said
+
+
+@pytest.mark.parametrize("module", ["service.runners", "training.quantize"])
+def test_onnx_runtime_leaves_nothing_at_home_and_reports_to_nobody(models: Path, tmp_path: Path, module: str) -> None:
+    """Its telemetry begins by writing an identifier into the home folder, as soon as there is a session."""
+    model = colour_model.publish(models) / MODEL_FILE
+    home = tmp_path / "home"
+    home.mkdir()
+    kept = {key: value for key, value in ENVIRONMENT.items() if key not in ("ORT_DISABLE_TELEMETRY", "CI")}
+    code = f"import {module}, onnxruntime; onnxruntime.InferenceSession({os.fspath(model)!r})"
+    subprocess.run([sys.executable, "-c", code], env=kept | {"HOME": str(home), "XDG_CACHE_HOME": ""}, check=True)
+    assert list(home.iterdir()) == []

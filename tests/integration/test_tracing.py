@@ -115,6 +115,27 @@ def test_a_batch_is_linked_to_all_its_requests(models: Path, tmp_path: Path, col
     assert max(len(batch.links) for batch in batches) > 1
 
 
+def test_exemplars_of_all_workers_are_on_their_common_page(models: Path, tmp_path: Path, collector: Collector) -> None:
+    colour_model.publish(models)
+    environment = {"OTEL_EXPORTER_OTLP_ENDPOINT": collector.target}
+    with serving(models, tmp_path / "log", "--workers", 2, "--threads", 1, environment=environment) as server:
+        sent = [f"{number:032x}" for number in range(1, 31)]
+        for trace in sent:  # each on a connection of its own, so that both workers get some
+            with grpc.insecure_channel(server.target) as channel:
+                metadata = [("traceparent", f"00-{trace}-{PARENT}-01")]
+                pb_grpc.ClassifierStub(channel).Classify(request(), metadata=metadata)
+        scrape = urllib.request.Request(server.metrics_url, headers={"Accept": "application/openmetrics-text"})
+        with urllib.request.urlopen(scrape, timeout=10) as reply:
+            families = {one.name: one for one in text_string_to_metric_families(reply.read().decode())}
+        samples = families["cifarserve_request_seconds"].samples
+        kept = [(int(one.exemplar.labels["trace_id"], 16), one.exemplar.value) for one in samples if one.exemplar]
+        (highest,) = (one.value for one in samples if one.name.endswith("_bucket") and one.labels["le"] == "+Inf")
+    assert highest == 30
+    # Requests were made one after the other, so the newest of all exemplars is that of the last of them.
+    assert max(number for number, _ in kept) == 30
+    assert len(kept) <= sum(one.name.endswith("_bucket") for one in samples)
+
+
 def test_without_an_endpoint_nothing_of_opentelemetry_is_imported(models: Path, tmp_path: Path) -> None:
     colour_model.publish(models)
     with serving(models, tmp_path / "log", environment={"PYTHONVERBOSE": "1"}) as server:
