@@ -64,6 +64,7 @@ lock: $(DEV)/.made
 	$(COMPILE) pyproject.toml --extra cpu --output-file requirements/cpu.txt
 	$(COMPILE) pyproject.toml --extra gpu --output-file requirements/gpu.txt
 	$(COMPILE) pyproject.toml --extra otel --constraints requirements/cpu.txt --output-file requirements/otel.txt
+	$(COMPILE) pyproject.toml --extra loadtest --constraints requirements/cpu.txt --output-file requirements/loadtest.txt
 	$(COMPILE) pyproject.toml --extra cpu --extra train --output-file requirements/train.txt
 	$(COMPILE) pyproject.toml --extra cpu --extra otel --extra train --group dev --output-file requirements/dev.txt
 
