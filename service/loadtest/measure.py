@@ -184,7 +184,7 @@ async def _start(work: Work) -> asyncio.subprocess.Process:
     pipe = asyncio.subprocess.PIPE
     driver = await asyncio.create_subprocess_exec(
         sys.executable, "-m", "service.loadtest.driver", stdin=pipe, stdout=pipe, stderr=pipe, limit=1 << 24,
-        start_new_session=True,  # a Ctrl-C is for this process, which has the drivers end in order
+        process_group=0,  # a Ctrl-C is for this process, which has the drivers end in order
     )  # fmt: skip
     assert driver.stdin is not None
     driver.stdin.write(json.dumps(work.to_record()).encode() + b"\n")
