@@ -127,20 +127,25 @@ class Benchmark:
         return float(json.loads(done.stdout)["images_per_second"])
 
     def against_the_engine(self) -> list[dict[str, Any]]:
-        """Each shape beside the engine alone, for each precision."""
+        """Each shape, with the engine alone before and after them, for each precision."""
         rows: dict[tuple[str, str], list[dict[str, Any]]] = {}
         for _ in range(self.rounds):
             for precision in self.precisions:
-                for batch in (1, 32):
-                    found = {"images_per_second": self.engine(precision, batch)}
-                    rows.setdefault((precision, f"the engine alone, batches of {batch}"), []).append(found)
+                shapes = SHAPES if precision == self.precisions[-1] else SHAPES[:4]
+                self._engine(precision, rows)
                 with self.server("--precision", precision) as (_, flags, _):
-                    for name, shape in SHAPES if precision == self.precisions[-1] else SHAPES[:4]:
+                    for name, shape in shapes:
                         (level,) = self.load(*flags, *shape)
                         rows.setdefault((precision, name), []).append(level)
                     (level,) = self.load(*flags, *RAW, "--rate", 20, "--arrivals", "constant")
                     rows.setdefault((precision, "1 image, 20 requests/s"), []).append(level)
+                self._engine(precision, rows)
         return [{"precision": precision, "shape": name, **median(found)} for (precision, name), found in rows.items()]
+
+    def _engine(self, precision: str, rows: dict[tuple[str, str], list[dict[str, Any]]]) -> None:
+        for batch in (1, 64):
+            found = {"images_per_second": self.engine(precision, batch)}
+            rows.setdefault((precision, f"the engine alone, batches of {batch}"), []).append(found)
 
     def curve(self) -> list[dict[str, Any]]:
         """Of ours as it comes, over the requests in flight."""

@@ -39,7 +39,7 @@ def machine(result: dict[str, Any]) -> str:
 def serving(result: dict[str, Any]) -> str:
     """The engine alone, and the server for each shape."""
     rows = []
-    loop = {one["precision"]: one["images_per_second"] for one in result["server"] if "batches of 32" in one["shape"]}
+    loop = {one["precision"]: one["images_per_second"] for one in result["server"] if "batches of 64" in one["shape"]}
     for one in sorted(result["server"], key=lambda one: str(one["precision"])):
         times, server = one.get("latency_seconds", {}), one.get("server", {})
         at_a_rate = "requests/s" in one["shape"]

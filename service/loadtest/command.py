@@ -8,7 +8,6 @@ import contextlib
 import dataclasses
 import json
 import os
-import re
 import signal
 import sys
 import tempfile
@@ -22,13 +21,12 @@ from service import connection_flags
 from service.connection import Options
 from service.loadtest import messages, plan, report
 from service.loadtest.measure import Level, measure, share
+from service.loadtest.objective import Objective, highest_rate
 from service.loadtest.page import page
 from service.loadtest.plan import Load, LoadTestError, Shape, Work
 from service.loadtest.server import Watch
 
 SEARCH_STEPS = 7  # halvings of the range in which the highest rate lies
-_SLO = re.compile(r"p(\d{1,2}(?:\.\d+)?)\s*<\s*(\d+(?:\.\d+)?)\s*(us|ms|s)")
-_UNITS = {"us": 1e-6, "ms": 1e-3, "s": 1.0}
 MISSED, INTERRUPTED = 1, 130  # exit statuses: the objective, or --min-rps, was not met; SIGINT or SIGTERM
 
 
@@ -39,7 +37,7 @@ def run(options: argparse.Namespace) -> int:
     what was measured until then.
     """
     try:
-        slo = _parse_slo(options.slo)
+        slo = Objective.parse(options.slo) if options.slo else None
         old = report.read(options.compare) if options.compare else None
         if options.out and not options.out.absolute().parent.is_dir():  # not after minutes of measuring
             raise ValueError(f"--out: {options.out.parent} is no folder")
@@ -73,16 +71,6 @@ def _say(result: dict[str, Any], old: dict[str, Any] | None, out: Path | None) -
         console.print(result["slo"]["sentence"])
 
 
-def _parse_slo(text: str) -> tuple[float, float] | None:
-    """(99.0, 0.01) of "p99<10ms". Raises ValueError."""
-    if not text:
-        return None
-    match = _SLO.fullmatch(text.strip())
-    if match is None:
-        raise ValueError(f'--slo: {text!r} is not of the form "p99<10ms"')
-    return float(match[1]), float(match[2]) * _UNITS[match[3]]
-
-
 class _Test:
     def __init__(self, options: argparse.Namespace, connection: Options) -> None:
         self.options = options
@@ -98,7 +86,7 @@ class _Test:
         self.levels: list[Level] = []
         self.stop = asyncio.Event()
 
-    async def run(self, slo: tuple[float, float] | None) -> dict[str, Any]:
+    async def run(self, slo: Objective | None) -> dict[str, Any]:
         self._mind_signals()
         contents, content_type, what = await asyncio.to_thread(self._contents)
         with tempfile.TemporaryDirectory() as folder:
@@ -127,14 +115,14 @@ class _Test:
             "slo": outcome,
         }
 
-    async def _levels(self, work: Work, slo: tuple[float, float] | None) -> dict[str, Any] | None:
+    async def _levels(self, work: Work, slo: Objective | None) -> dict[str, Any] | None:
         options = self.options
         self.console.print(report.heads(), markup=False)
         for concurrency in options.concurrency or ([] if options.rate or slo else [1, 4, 16, 64]):
             await self.level(work, concurrency=max(1, round(concurrency)))
         for rate in options.rate or []:
             await self.level(work, rate=rate)
-        return await self._search(work, *slo) if slo else None
+        return await self._search(work, slo) if slo else None
 
     def _mind_signals(self) -> None:
         """The first SIGINT or SIGTERM ends the load, a second one the program."""
@@ -197,28 +185,26 @@ class _Test:
         self.console.print(report.line(level.to_record()), markup=False)
         return level
 
-    async def _search(self, work: Work, percentile: float, limit: float) -> dict[str, Any]:
-        """The highest rate at which `percentile` stays below `limit` and nothing fails, between 0 and the capacity."""
+    async def _search(self, work: Work, slo: Objective) -> dict[str, Any]:
+        """The highest rate at which `slo` holds, between 0 and the capacity."""
         full = await self.level(work, concurrency=64)
-        low, high, best = 0.0, full.requests_per_second * 1.1, 0.0
-        client_was_the_limit = False
-        for _ in range(SEARCH_STEPS):
-            rate = (low + high) / 2
-            if rate <= 0:
-                break
+        clients_limit = False
+
+        async def at(rate: float) -> Level:
+            nonlocal clients_limit
             level = await self.level(work, rate=rate)
-            held = level.latencies.percentile(percentile) < limit and not level.errors.total()
-            client_was_the_limit |= not held and level.client_was_the_limit
-            low, high = (rate, high) if held else (low, rate)
-            best = max(best, level.requests_per_second) if held else best
-        wanted = f"p{percentile:g} < {limit * 1e3:g} ms"
+            clients_limit |= level.client_was_the_limit and not slo.held(level)
+            return level
+
+        found = await highest_rate(at, slo, 0.0, full.requests_per_second * 1.1, SEARCH_STEPS)
+        best = found.requests_per_second if found else 0.0
         said = (
-            f"{wanted} holds up to {best:,.0f} requests/s, {best * work.images:,.0f} images/s."
-            if best else f"{wanted} holds at no rate that was tried."
+            f"{slo} holds up to {best:,.0f} requests/s, {best * work.images:,.0f} images/s."
+            if best else f"{slo} holds at no rate that was tried."
         )  # fmt: skip
-        if client_was_the_limit:
+        if clients_limit:
             said += " The client was the limit at a rate that missed it: with more --processes it may be higher."
-        return {"percentile": percentile, "seconds": limit, "requests_per_second": best, "sentence": said}
+        return {"percentile": slo.percentile, "seconds": slo.seconds, "requests_per_second": best, "sentence": said}
 
 
 def _to_record(options: Options) -> dict[str, Any]:
