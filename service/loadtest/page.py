@@ -18,7 +18,7 @@ body { font: 15px/1.5 system-ui, sans-serif; margin: 0 auto; padding: 2rem 1rem 
   background: var(--paper); color: var(--ink); }
 h1 { font-size: 1.5rem; margin: 0 0 .3rem; overflow-wrap: anywhere; } h2 { font-size: 1.1rem; margin: 0 0 .6rem; }
 .soft, .small, figcaption { color: var(--soft); } .bad { color: var(--bad); }
-.said { font-size: 1.2rem; margin: .8rem 0; } p.small { font-size: .85rem; }
+.big { font-size: 1.2rem; margin: .8rem 0; } p.small { font-size: .85rem; }
 section { background: var(--card); border: 1px solid var(--line); border-radius: 8px; padding: 1rem 1.2rem;
   margin: 1rem 0; }
 .pair { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(26rem, 100%), 1fr)); gap: 1rem; }
@@ -51,10 +51,10 @@ def page(result: dict[str, Any], old: dict[str, Any] | None = None) -> str:
         "<meta name='viewport' content='width=device-width, initial-scale=1'>",
         f"<title>{name}</title><style>{STYLE}</style><main><h1>{name}</h1>",
         f"<p class='soft'>{escaped(result['what'])} · {escaped(result['when'])}</p>",
-        f"<p class='said'>{escaped(report.sentence(result))}</p>",
+        f"<p class='big'>{escaped(report.sentence(result))}</p>",
     ]
     if slo:
-        parts.append(f"<p class='said'>{escaped(slo['sentence'])}</p>")
+        parts.append(f"<p class='big'>{escaped(slo['sentence'])}</p>")
     runs = [result, *([old] if old else [])]
     limit = slo["seconds"] if slo else report.USUAL_LIMIT
     key = "".join(
