@@ -28,11 +28,15 @@ def results() -> dict[str, Any]:
 
 def machine(result: dict[str, Any]) -> str:
     one = result["machine"]
+    busy = (
+        f" **The machine was at other work too** (a load of {one['load_before']} on {one['cores']} cores at first), "
+        "so that a figure may be off by a third or more: to be run again when it is quiet."
+        if one["load_before"] > one["cores"] else ""
+    )  # fmt: skip
     return (
         f"{one['processor']}, {one['cores']} cores, {one['threads']} threads for every engine, onnxruntime "
         f"{one['onnxruntime']}, model {one['model']}; medians of {one['rounds']} rounds of {one['seconds_each']:g} s "
-        f"each, {one['when']}, {one['seconds'] / 60:.0f} minutes in all; load of the machine before: "
-        f"{one['load_before']}.\n"
+        f"each, {one['when']}, {one['seconds'] / 60:.0f} minutes in all.{busy}\n"
     )
 
 
