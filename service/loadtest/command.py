@@ -7,7 +7,6 @@ import asyncio
 import contextlib
 import dataclasses
 import json
-import os
 import signal
 import sys
 import tempfile
@@ -17,7 +16,7 @@ from typing import Any
 
 from rich.console import Console
 
-from service import connection_flags
+from service import connection_flags, cpu
 from service.connection import Options
 from service.loadtest import messages, plan, report
 from service.loadtest.measure import Level, measure, share
@@ -41,7 +40,7 @@ def run(options: argparse.Namespace) -> int:
         old = report.read(options.compare) if options.compare else None
         if options.out and not options.out.absolute().parent.is_dir():  # not after minutes of measuring
             raise ValueError(f"--out: {options.out.parent} is no folder")
-        test = _Test(options, connection_flags.read(options))
+        test = _Test(options, _connection(options))
         result = asyncio.run(test.run(slo))
     except (ValueError, OSError) as error:
         return _fail(str(error), 2)
@@ -80,7 +79,7 @@ class _Test:
             raise ValueError("--target: names no address")
         if options.body and options.protocol != "http":
             raise ValueError("--body is for --protocol http")
-        self.processes = options.processes or max(1, (os.cpu_count() or 2) // 2)
+        self.processes = options.processes or max(1, cpu.usable_cores() // 2)
         self.watch = Watch(tuple(filter(None, options.metrics.split(","))), options.server_pid)
         self.console = Console(stderr=True, soft_wrap=True, highlight=False)
         self.levels: list[Level] = []
@@ -110,7 +109,7 @@ class _Test:
             "target": self.options.target,
             "what": what,
             "when": datetime.now(UTC).isoformat(timespec="seconds"),
-            "client": f"{self.processes} client process(es) on {report.processor()}, {os.cpu_count()} cores",
+            "client": f"{self.processes} client process(es) on {report.processor()}, {cpu.usable_cores()} cores",
             "levels": [level.to_record() for level in self.levels],
             "slo": outcome,
         }
@@ -205,6 +204,10 @@ class _Test:
         if clients_limit:
             said += " The client was the limit at a rate that missed it: with more --processes it may be higher."
         return {"percentile": slo.percentile, "seconds": slo.seconds, "requests_per_second": best, "sentence": said}
+
+
+def _connection(options: argparse.Namespace) -> Options:
+    return dataclasses.replace(connection_flags.read(options), round_robin=options.round_robin)
 
 
 def _to_record(options: Options) -> dict[str, Any]:
