@@ -2,6 +2,7 @@
 #   make serve     serve the models in models/ (no torch)     make test      all tests
 #   make retrain   train, evaluate, export, publish           make lint      ruff and mypy
 #   make protos    remake the gRPC stubs                      make lock      remake requirements/
+#   make bench     the whole benchmark of docs/benchmarks.md, which it rewrites; ten minutes
 #   make bench-serve   the server against its two ceilings: the engine alone, and gRPC alone
 #   make docs      remake what documents and deploy/ repeat of the code
 
@@ -12,7 +13,7 @@ DEV := .venv-dev
 DATA ?= cifar10
 ARGS ?=
 
-.PHONY: serve test retrain bench-serve lint format protos docs lock clean
+.PHONY: serve test retrain bench bench-serve lint format protos docs lock clean
 
 serve: $(SERVE)/.made
 	$(SERVE)/bin/cifarserve serve $(ARGS)
@@ -22,6 +23,9 @@ test: $(DEV)/.made
 
 retrain: $(DEV)/.made
 	$(DEV)/bin/cifarserve retrain --data $(DATA) $(ARGS)
+
+bench: $(DEV)/.made
+	$(DEV)/bin/python benchmarks/run.py $(ARGS)
 
 bench-serve: $(DEV)/.made
 	$(DEV)/bin/python benchmarks/serve.py $(ARGS)
@@ -64,6 +68,7 @@ lock: $(DEV)/.made
 	$(COMPILE) pyproject.toml --extra cpu --output-file requirements/cpu.txt
 	$(COMPILE) pyproject.toml --extra gpu --output-file requirements/gpu.txt
 	$(COMPILE) pyproject.toml --extra otel --constraints requirements/cpu.txt --output-file requirements/otel.txt
+	$(COMPILE) pyproject.toml --extra loadtest --constraints requirements/cpu.txt --output-file requirements/loadtest.txt
 	$(COMPILE) pyproject.toml --extra cpu --extra train --output-file requirements/train.txt
 	$(COMPILE) pyproject.toml --extra cpu --extra otel --extra train --group dev --output-file requirements/dev.txt
 

@@ -1,4 +1,4 @@
-"""Writes what the documents and deploy/ repeat of the code: tables of settings and metrics, the PrometheusRule.
+"""Writes what the documents and deploy/ repeat of the code, and what was measured: tables, pictures.
 
     python docs/generate.py         # or `make docs`; a test fails when a file is not what this writes
 
@@ -10,18 +10,22 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import yaml
 from prometheus_client.metrics_core import Metric
 
-from service import config
-from service.grpc_metrics import CallMetrics
-from service.metric_families import Families, Family
-from service.metrics import Metrics
-from service.workers import worker_metrics
-
 ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from benchmarks import tables  # noqa: E402
+from service import config  # noqa: E402
+from service.grpc_metrics import CallMetrics  # noqa: E402
+from service.metric_families import Families, Family  # noqa: E402
+from service.metrics import Metrics  # noqa: E402
+from service.workers import worker_metrics  # noqa: E402
+
 RULES = ("rules.yml", "alerts.yml")
 PROMETHEUS_RULE = Path("deploy/kubernetes/components/monitoring/prometheus-rule.yaml")
 _BLOCK = re.compile(r"(<!-- generated: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
@@ -84,12 +88,28 @@ def written(path: Path) -> str:
     """The file at `path`, relative to the project, with its generated parts as they should be."""
     if path == PROMETHEUS_RULE:
         return prometheus_rule()
-    blocks: dict[str, Callable[[], str]] = {"settings": settings, "metrics": metrics}
+    if path in PICTURES:
+        return PICTURES[path](tables.results())
+    blocks: dict[str, Callable[[], str]] = {
+        "settings": settings, "metrics": metrics, **{f"bench_{name}": partial(_measured, name) for name in MEASURED},
+    }  # fmt: skip
     text = (ROOT / path).read_text(encoding="utf-8")
     return _BLOCK.sub(lambda match: match[1] + blocks[match[2]]() + match[3], text)
 
 
-FILES = (Path("docs/operations.md"), PROMETHEUS_RULE)
+def _measured(name: str) -> str:
+    return MEASURED[name](tables.results())
+
+
+MEASURED = {
+    "machine": tables.machine, "serving": tables.serving, "start": tables.start, "peers": tables.peers,
+    "curve": tables.curve_sentence,
+}  # fmt: skip
+PICTURES = {
+    Path("docs/images/bench-curve.svg"): tables.curve_picture,
+    Path("docs/images/bench-peers.svg"): tables.peers_picture,
+}
+FILES = (Path("docs/operations.md"), Path("docs/benchmarks.md"), PROMETHEUS_RULE, *PICTURES)
 
 
 def _metrics() -> Metrics:

@@ -15,17 +15,16 @@ import random
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
-
-import grpc
-from cifarserve.v1 import classifier_pb2
 
 from service.connection import Options
 from service.event_loop import new_loop
 from service.loadtest.histogram import Histogram
-from service.loadtest.plan import CLASSIFY_STREAM, Work, open_inference, read_messages
+from service.loadtest.messages import read_messages
+from service.loadtest.plan import Work
+from service.loadtest.senders import Refused, Sender, connect
 
 WINDOW = 1.0  # seconds
 # Requests that may be under way in an open loop; beyond, the server is hopelessly behind, and the client would be next.
@@ -40,66 +39,60 @@ class Window:
         self.latencies = Histogram()
         self.late = Histogram()  # how late requests were sent
         self.errors: Counter[str] = Counter()
+        self.details: dict[str, str] = {}  # what the first error of each code said
 
     def to_record(self, number: int, seconds: float, cpu: float) -> dict[str, Any]:
         return {
             "window": number, "seconds": seconds, "cpu_seconds": cpu, "latencies": self.latencies.to_record(),
-            "late": self.late.to_record(), "errors": dict(self.errors),
+            "late": self.late.to_record(), "errors": dict(self.errors), "details": self.details,
         }  # fmt: skip
 
 
 class Driver:
     def __init__(self, work: Work) -> None:
         self.work = work
-        self.options = _options(work.options)
         self.messages = itertools.cycle(list(read_messages(Path(work.messages))))
         self.window = Window()
         self.over = asyncio.Event()  # nothing more is sent
         self.finished = asyncio.Event()  # everything is answered
 
-    async def run(self, channels: list[grpc.aio.Channel], windows: Callable[[dict[str, Any]], None]) -> None:
+    async def run(self, senders: Sequence[Sender], windows: Callable[[dict[str, Any]], None]) -> None:
         """Send until it is over."""
         load = self.work.load
         watcher = asyncio.create_task(self._report(windows))
         ending = asyncio.get_running_loop().call_later(load.seconds + load.warm_up, self.over.set)
         try:
             if load.rate:
-                await self._open_loop(channels)
-            elif self.work.stream:
-                each = max(1, load.concurrency // len(channels))
-                await asyncio.gather(*(self._stream(channel, each) for channel in channels))
+                await self._open_loop(senders)
             else:
-                calls = [self._caller(channel) for channel in channels]
-                places = zip(range(load.concurrency), itertools.cycle(calls), strict=False)
-                await asyncio.gather(*(self._closed_loop(call) for _, call in places))
+                places = zip(range(load.concurrency), itertools.cycle(senders), strict=False)
+                await asyncio.gather(*(self._closed_loop(sender) for _, sender in places))
         finally:
             self.over.set()
             self.finished.set()
             ending.cancel()
             await watcher
 
-    def _caller(self, channel: grpc.aio.Channel) -> Any:
-        return channel.unary_unary(self.work.method)
-
-    async def _call(self, call: Any, due: float) -> None:
+    async def _call(self, sender: Sender, due: float) -> bool:
+        """Whether the answer was good."""
         try:
-            await call(next(self.messages), timeout=self.work.load.deadline, metadata=self.options.metadata())
-        except grpc.aio.AioRpcError as error:
-            self.window.errors[error.code().name] += 1
-            return
+            await sender.call(next(self.messages))
+        except Refused as refused:
+            self.window.errors[refused.code] += 1
+            self.window.details.setdefault(refused.code, refused.detail)
+            return False
         self.window.latencies.add(time.perf_counter() - due)
+        return True
 
-    async def _closed_loop(self, call: Any) -> None:
+    async def _closed_loop(self, sender: Sender) -> None:
         while not self.over.is_set():
-            errors = self.window.errors.total()
-            await self._call(call, time.perf_counter())
-            if self.window.errors.total() > errors:
+            if not await self._call(sender, time.perf_counter()):
                 await asyncio.sleep(0.01)  # a server that refuses at once is not to be asked as fast as can be
 
-    async def _open_loop(self, channels: list[grpc.aio.Channel]) -> None:
+    async def _open_loop(self, senders: Sequence[Sender]) -> None:
         load, chance = self.work.load, random.Random(self.work.seed)
-        calls = itertools.cycle([self._caller(channel) for channel in channels])
-        under_way: set[asyncio.Task[None]] = set()
+        turns = itertools.cycle(senders)
+        under_way: set[asyncio.Task[bool]] = set()
         due = time.perf_counter()
         while not self.over.is_set():
             due += chance.expovariate(load.rate) if load.arrivals == "poisson" else 1 / load.rate
@@ -110,36 +103,10 @@ class Driver:
                 self.window.errors[NOT_SENT] += 1
                 await asyncio.sleep(0)
                 continue
-            task = asyncio.create_task(self._call(next(calls), due))
+            task = asyncio.create_task(self._call(next(turns), due))
             under_way.add(task)
             task.add_done_callback(under_way.discard)
         await asyncio.gather(*under_way)
-
-    async def _stream(self, channel: grpc.aio.Channel, unanswered: int) -> None:
-        """One stream with so many requests unanswered at any time, which are answered in order."""
-        call: Any = channel.stream_stream(self.work.method)(metadata=self.options.metadata())
-        sent: list[float] = []
-        answered = 0
-        try:
-            for _ in range(unanswered):
-                sent.append(time.perf_counter())
-                await call.write(next(self.messages))
-            while answered < len(sent):
-                reply = await call.read()
-                if reply is grpc.aio.EOF:
-                    self.window.errors["UNAVAILABLE"] += len(sent) - answered
-                    return
-                if problem := _problem(self.work.method, reply):
-                    self.window.errors[problem] += 1
-                else:
-                    self.window.latencies.add(time.perf_counter() - sent[answered])
-                answered += 1
-                if not self.over.is_set():
-                    sent.append(time.perf_counter())
-                    await call.write(next(self.messages))
-            await call.done_writing()
-        except grpc.aio.AioRpcError as error:
-            self.window.errors[error.code().name] += len(sent) - answered
 
     async def _report(self, windows: Callable[[dict[str, Any]], None]) -> None:
         for number in itertools.count():
@@ -155,15 +122,6 @@ class Driver:
                 return
 
 
-def _problem(method: str, reply: bytes) -> str:
-    """The code of an answer on a stream that is an error; empty for one that is none."""
-    if method == CLASSIFY_STREAM:
-        parsed = classifier_pb2.ClassifyResponse.FromString(reply)
-        codes = {code.value[0]: code.name for code in grpc.StatusCode}
-        return codes.get(parsed.error.code, "UNKNOWN") if parsed.HasField("error") else ""
-    return "ERROR" if open_inference().ModelStreamInferResponse.FromString(reply).error_message else ""
-
-
 def _options(record: dict[str, Any]) -> Options:
     texts = {name: value.encode() if name in ("root_certificates", "certificate", "key") else value
              for name, value in record.items()}  # fmt: skip
@@ -174,23 +132,13 @@ async def main() -> None:
     loop = asyncio.get_running_loop()
     work = Work.from_record(json.loads(await loop.run_in_executor(None, sys.stdin.readline)))
     driver = Driver(work)
-    settings, credentials = driver.options.channel_options(), driver.options.credentials()
-    # Connections of their own: several channels of one process to one server would share one.
-    settings = [*settings, ("grpc.use_local_subchannel_pool", 1)]
-    channels = [
-        grpc.aio.secure_channel(target, credentials, settings)
-        if credentials
-        else grpc.aio.insecure_channel(target, settings)
-        for target in work.targets
-    ]
-    async with asyncio.timeout(driver.options.timeout):
-        await asyncio.gather(*(channel.channel_ready() for channel in channels))
+    senders = await connect(work, _options(work.options))
     _say({"ready": True})
     if not await loop.run_in_executor(None, sys.stdin.readline):
         return
     asyncio.ensure_future(_end_with_input(driver))  # noqa: RUF006 - it ends with the loop
-    await driver.run(channels, _say)
-    await asyncio.gather(*(channel.close() for channel in channels))
+    await driver.run(senders, _say)
+    await asyncio.gather(*(sender.close() for sender in senders))
 
 
 async def _end_with_input(driver: Driver) -> None:

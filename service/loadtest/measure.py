@@ -9,21 +9,19 @@ import math
 import statistics
 import sys
 import time
-import urllib.request
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from prometheus_client.parser import text_string_to_metric_families
-
 from service.loadtest.driver import NOT_SENT, WINDOW
 from service.loadtest.histogram import Histogram
 from service.loadtest.plan import Load, LoadTestError, Work
+from service.loadtest.server import Watch, between
 
 _PATIENCE = 30.0  # seconds, for drivers to start, and to end after the last deadline
-# A measurement may end early when so many windows in a row are alike, within this share.
-_STABLE_WINDOWS, _STABLE = 5, 0.05
+# A measurement may end early when so many windows in a row are alike, within a share (`Load.stable`).
+_STABLE_WINDOWS = 5
 # A client that uses more of its core than this is part of what was measured.
 BUSY = 0.85
 
@@ -39,6 +37,7 @@ class Level:
     latencies: Histogram = field(default_factory=Histogram)
     late: Histogram = field(default_factory=Histogram)
     errors: Counter[str] = field(default_factory=Counter)
+    details: dict[str, str] = field(default_factory=dict)  # what the first error of each code said
     windows: list[float] = field(default_factory=list)
     client_cores: float = 0.0  # of the busiest client process
     server: dict[str, float] = field(default_factory=dict)
@@ -68,7 +67,8 @@ class Level:
             "images_per_second": round(self.images_per_second, 2),
             "latency_seconds": {"mean": _number(self.latencies.mean()),
                                 **{f"p{share:g}": _number(self.latencies.percentile(share)) for share in shares}},
-            "errors": dict(self.errors), "windows": [round(one, 2) for one in self.windows],
+            "errors": dict(self.errors), "error_details": self.details,
+            "windows": [round(one, 2) for one in self.windows],
             "client_cores": round(self.client_cores, 3), "client_was_the_limit": self.client_was_the_limit,
             "server": self.server, "broken": self.broken, "histogram": self.latencies.to_record(),
         }  # fmt: skip
@@ -78,22 +78,24 @@ def _number(value: float) -> float | None:
     return None if math.isnan(value) else round(value, 7)
 
 
-async def measure(works: list[Work], metrics_url: str, progress: Callable[[Level], None]) -> Level:
+async def measure(
+    works: list[Work], watch: Watch, progress: Callable[[Level], None], stop: asyncio.Event | None = None
+) -> Level:
     """Run one driver for each of `works`, which share a load, and give what they saw after the warm-up.
 
-    Ends early when the windows are alike. Raises LoadTestError when a driver does not come up; when drivers die or the
-    server goes away in the middle, what was seen until then is kept, and `broken` says so.
+    Ends early when the windows are alike, or when `stop` is set. Raises LoadTestError when a driver does not come up;
+    when drivers die or the server goes away in the middle, what was seen until then is kept, and `broken` says so.
     """
     load = works[0].load
     level = Level(sum(work.load.concurrency for work in works), sum(work.load.rate for work in works), works[0].images)
-    tally = _Tally(level, len(works), round(load.warm_up / WINDOW), progress)
+    tally = _Tally(level, len(works), math.ceil(load.warm_up / WINDOW), progress)
     drivers = [await _start(work) for work in works]
     try:
         await asyncio.gather(*(_ready(driver, work) for driver, work in zip(drivers, works, strict=True)))
         for driver in drivers:
             _input(driver).write(b"go\n")
         reading = asyncio.gather(*(tally.read(driver) for driver in drivers))
-        await _look_on(level, reading, load, metrics_url)
+        await _look_on(level, reading, load, watch, stop or asyncio.Event())
         for driver in drivers:
             _input(driver).close()
         await asyncio.wait([reading], timeout=load.deadline + _PATIENCE)
@@ -105,29 +107,30 @@ async def measure(works: list[Work], metrics_url: str, progress: Callable[[Level
     statuses = [driver.returncode for driver in drivers if driver.returncode]
     if statuses:
         level.broken = f"a client process ended with status {statuses[0]}"
-    elif not level.latencies.total and level.errors:
-        level.broken = level.broken or "no request was answered"
+    elif stop and stop.is_set():
+        level.broken = "interrupted"
+    elif not level.broken and not level.latencies.total and level.errors:
+        code = level.errors.most_common(1)[0][0]
+        level.broken = f"no request was answered: {code}: {level.details.get(code, '')}"
     return level
 
 
-async def _look_on(level: Level, reading: asyncio.Future[Any], load: Load, metrics_url: str) -> None:
+async def _look_on(level: Level, reading: asyncio.Future[Any], load: Load, watch: Watch, stop: asyncio.Event) -> None:
     """Until the drivers have ended, or need not go on; with the server's own metrics of that time."""
-    before: dict[str, float] = {}
     began = time.monotonic()
-    if metrics_url:
-        await asyncio.sleep(load.warm_up)
-        began = time.monotonic()
-        before = await asyncio.to_thread(scrape, metrics_url)
+    if watch:
+        await asyncio.sleep(math.ceil(load.warm_up / WINDOW) * WINDOW)
+        before = await asyncio.to_thread(watch.look)
     limit = load.seconds + load.warm_up + load.deadline + _PATIENCE
-    while not reading.done() and not _is_stable(level.windows) and time.monotonic() - began < limit:
+    while not (reading.done() or stop.is_set() or _is_stable(level.windows, load.stable)):
         await asyncio.wait([reading], timeout=WINDOW / 4)
-    if metrics_url:
+        if time.monotonic() - began > limit:
+            break
+    if watch:
         try:
-            after = await asyncio.to_thread(scrape, metrics_url)
+            level.server = between(before, await asyncio.to_thread(watch.look))
         except LoadTestError as error:  # it was there before: what the callers saw is worth keeping
             level.broken = str(error)
-            return
-        level.server = between(before, after, time.monotonic() - began)
 
 
 def _input(driver: asyncio.subprocess.Process) -> asyncio.StreamWriter:
@@ -158,6 +161,7 @@ class _Tally:
             level.latencies.merge([latencies])
             level.late.merge([Histogram.from_record(record["late"])])
             level.errors.update(record["errors"])
+            level.details = record["details"] | level.details
             cpu, seconds = cpu + record["cpu_seconds"], seconds + record["seconds"]
             level.client_cores = max(level.client_cores, cpu / seconds)
             level.seconds = max(level.seconds, seconds)
@@ -170,17 +174,18 @@ class _Tally:
         self._ended.add(driver)
 
 
-def _is_stable(windows: list[float]) -> bool:
+def _is_stable(windows: list[float], within: float) -> bool:
     last = windows[-_STABLE_WINDOWS:]
     mean = statistics.fmean(last) if last else 0.0
-    return len(last) == _STABLE_WINDOWS and mean > 0 and max(abs(one - mean) for one in last) <= _STABLE * mean
+    return len(last) == _STABLE_WINDOWS and mean > 0 and max(abs(one - mean) for one in last) <= within * mean
 
 
 async def _start(work: Work) -> asyncio.subprocess.Process:
     pipe = asyncio.subprocess.PIPE
     driver = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "service.loadtest.driver", stdin=pipe, stdout=pipe, stderr=pipe, limit=1 << 24
-    )
+        sys.executable, "-m", "service.loadtest.driver", stdin=pipe, stdout=pipe, stderr=pipe, limit=1 << 24,
+        process_group=0,  # a Ctrl-C is for this process, which has the drivers end in order
+    )  # fmt: skip
     assert driver.stdin is not None
     driver.stdin.write(json.dumps(work.to_record()).encode() + b"\n")
     return driver
@@ -191,45 +196,11 @@ async def _ready(driver: asyncio.subprocess.Process, work: Work) -> None:
     assert driver.stderr is not None
     if not await driver.stdout.readline():
         said = (await driver.stderr.read()).decode().strip().splitlines()
-        if said and "TimeoutError" in said[-1]:
+        if said and ("TimeoutError" in said[-1] or "ConnectionRefusedError" in said[-1]):
             raise LoadTestError(f"cannot connect to {', '.join(work.targets)}")
+        if said and (problem := said[-1].partition(f"{LoadTestError.__name__}: ")[2]):
+            raise LoadTestError(problem)
         raise LoadTestError(f"a client process did not start: {said[-1] if said else 'it said nothing'}")
-
-
-def scrape(url: str) -> dict[str, float]:
-    """Sums of the samples by name. Raises LoadTestError."""
-    try:
-        with urllib.request.urlopen(url, timeout=5) as reply:  # noqa: S310 - given by whoever runs the test
-            families = list(text_string_to_metric_families(reply.read().decode()))
-    except (OSError, ValueError) as error:
-        raise LoadTestError(f"{url}: {error}") from None
-    sums: Counter[str] = Counter()
-    for family in families:
-        for sample in family.samples:
-            if "le" not in sample.labels and not math.isnan(sample.value):
-                sums[sample.name] += sample.value  # type: ignore[assignment]
-    return dict(sums)
-
-
-def between(before: dict[str, float], after: dict[str, float], seconds: float) -> dict[str, float]:
-    """What the server did meanwhile, where its metrics have it: ours, or any process's processor time and memory."""
-
-    def grown(name: str) -> float:
-        return after.get(name, 0.0) - before.get(name, 0.0)
-
-    found: dict[str, float] = {}
-    for name, total, count in (
-        ("images_in_a_batch", "cifarserve_batch_images_sum", "cifarserve_batch_images_count"),
-        ("queue_seconds", "cifarserve_queue_seconds_sum", "cifarserve_queue_seconds_count"),
-        ("compute_seconds", "cifarserve_compute_seconds_sum", "cifarserve_compute_seconds_count"),
-    ):
-        if grown(count) > 0:
-            found[name] = grown(total) / grown(count)
-    if "process_cpu_seconds_total" in after:
-        found["cores"] = grown("process_cpu_seconds_total") / seconds
-    if "process_resident_memory_bytes" in after:
-        found["resident_bytes"] = after["process_resident_memory_bytes"]
-    return {name: round(value, 7) for name, value in found.items()}
 
 
 def share(work: Work, processes: int) -> list[Work]:

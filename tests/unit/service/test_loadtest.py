@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import math
+import os
+import subprocess
+import sys
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.loadtest import measure, plan, report
+from service.loadtest import measure, messages, page, plan, report, server
 from service.loadtest.histogram import Histogram
 
 seconds = st.floats(0, 10_000)
@@ -46,9 +50,10 @@ def test_nothing_seen_is_not_a_number() -> None:
 def level(images_per_second: float, p99: float | None, **changes: object) -> dict[str, object]:
     return {
         "concurrency": 4, "rate": 0.0, "images_per_second": images_per_second,
-        "latency_seconds": {"p50": p99, "p99": p99, "p99.9": p99, "p99.99": p99}, "windows": [100.0, 110.0],
-        "requests_per_second": images_per_second, "errors": {}, "server": {}, "client_cores": 0.1,
-        "client_was_the_limit": False, "broken": "", **changes,
+        "latency_seconds": {"p50": p99, "p90": p99, "p99": p99, "p99.9": p99, "p99.99": p99},
+        "windows": [100.0, 110.0], "requests_per_second": images_per_second, "images_per_request": 1, "errors": {},
+        "error_details": {}, "server": {}, "client_cores": 0.1, "client_was_the_limit": False, "broken": "",
+        "histogram": {"100": 50, "200": 2} if p99 else {}, **changes,
     }  # fmt: skip
 
 
@@ -82,12 +87,96 @@ def test_a_page_escapes_what_it_is_given_and_draws_what_there_is() -> None:
         "target": "<script>", "what": "w", "when": "t", "client": "c", "slo": None,
         "levels": [level(500, 0.002), level(2000, 0.004, broken="it <b>ended</b>")],
     }  # fmt: skip
-    page = report.page(result, result)
-    assert "<script>" not in page
-    assert "<b>" not in page
-    assert page.count("<polyline") == 2
-    assert page.count("<td>1.000</td>") == 2, "a run compared with itself, in two levels"
-    assert "nothing to draw" in report.page({**result, "levels": [level(0, None)]})
+    text = page.page(result, result)
+    assert "<script>" not in text
+    assert "<b>" not in text
+    assert text.count("stroke-dasharray=''") == 2, "a curve of each run"
+    assert text.count("<td>1.000</td>") == 2, "a run compared with itself, in two levels"
+    assert "nothing to draw" in page.page({**result, "levels": [level(0, None)]})
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"client_was_the_limit": True}, "more --processes"),
+        ({"errors": {"RESOURCE_EXHAUSTED": 3}}, "--max-queue-images"),
+        ({"server": {"queue_seconds": 0.02, "compute_seconds": 0.01, "cores": 1.9}}, "on 1.9 cores: the engine is the"),
+        ({"server": {"queue_seconds": 0.001, "compute_seconds": 0.01}}, "the way in is the limit"),
+        ({}, "--metrics"),
+    ],
+)  # fmt: skip
+def test_what_to_change_follows_from_what_was_seen(changes: dict[str, object], said: str) -> None:
+    levels = [level(500, 0.002), level(2000, 0.004, concurrency=8, **changes)]
+    assert any(said in line for line in report.advice({"levels": levels}))
+    assert report.advice({"levels": [level(0, None)]}) == []
+
+
+def test_the_best_within_a_limit_has_no_errors() -> None:
+    levels = [level(500, 0.002), level(900, 0.009, errors={"UNAVAILABLE": 1}), level(2000, 0.02)]
+    assert report.within(levels, 0.01) is levels[0]
+    assert "With p99 below 10 ms: 500 images/s" in report.sentence({"levels": levels})
+
+
+def look(at: float, **sums: float) -> server.Look:
+    return server.Look(at, sums)
+
+
+def test_tritons_metrics_are_read_too() -> None:
+    before = look(10, nv_inference_count=100, nv_inference_exec_count=50, nv_inference_request_success=100)
+    after = look(
+        20, nv_inference_count=900, nv_inference_exec_count=250, nv_inference_request_success=500,
+        nv_inference_queue_duration_us=8e5, nv_inference_compute_infer_duration_us=4e6,
+        process_cpu_seconds_total=15, process_resident_memory_bytes=1000,
+    )  # fmt: skip
+    assert server.between(before, after) == {
+        "images_in_a_batch": 4, "queue_seconds": 0.002, "compute_seconds": 0.01, "cores": 1.5, "resident_bytes": 1000,
+    }  # fmt: skip
+
+
+def test_a_process_is_watched_with_its_children() -> None:
+    script = "import subprocess, sys; subprocess.run([sys.executable, '-c', 'sum(range(10**7)); print(1); input()'])"
+    pipe = subprocess.PIPE
+    with subprocess.Popen([sys.executable, "-c", script], stdin=pipe, stdout=pipe) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        both, own = server.usage(process.pid), server.usage(os.getpid())
+        process.communicate(b"\n")
+    assert both.cpu_seconds > 0.05, "the child's sum"
+    assert 5 << 20 < both.resident_bytes < own.resident_bytes
+    with pytest.raises(plan.LoadTestError, match="--server-pid"):
+        server.usage(process.pid)
+
+
+def shape(*tensors: tuple[str, str, tuple[int, ...]]) -> plan.Shape:
+    return plan.Shape("m", tuple(plan.Tensor(*one) for one in tensors))
+
+
+def test_noise_fits_any_input_of_the_open_inference_protocol() -> None:
+    made = messages.make_messages("infer", shape(("a", "FP32", (-1, 3, 4)), ("b", "INT64", (2,))), 2)
+    request = plan.open_inference().ModelInferRequest.FromString(made[0])
+    assert [(one.name, one.datatype, list(one.shape)) for one in request.inputs] == [
+        ("a", "FP32", [2, 3, 4]), ("b", "INT64", [2]),
+    ]  # fmt: skip
+    assert [len(one) for one in request.raw_input_contents] == [4 * 24, 8 * 2]
+    assert made[0] != made[1]
+
+
+@pytest.mark.parametrize(
+    ("inputs", "said"),
+    [
+        (("text", "BYTES", (-1, 1)), "takes text BYTES"),
+        (("image", "UINT8", (-1, -1, -1, 3)), "more than its first size is left open"),
+        (("image", "UINT8", (8, 32, 32, 3)), "give --images 8"),
+    ],
+)
+def test_an_input_that_cannot_be_made_up_is_said(inputs: tuple[str, str, tuple[int, ...]], said: str) -> None:
+    with pytest.raises(plan.LoadTestError, match=said):
+        messages.make_messages("infer", shape(inputs), 2)
+
+
+def test_pictures_need_a_model_that_takes_images(tmp_path: Path) -> None:
+    with pytest.raises(plan.LoadTestError, match="pictures can be sent as"):
+        messages.make_messages("infer", shape(("x", "FP32", (-1, 4))), 1, [tmp_path / "a.jpg"])
 
 
 @pytest.mark.parametrize(("concurrency", "rate", "processes"), [(10, 0.0, 3), (2, 0.0, 8), (0, 100.0, 4)])
