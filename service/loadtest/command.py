@@ -8,9 +8,9 @@ import dataclasses
 import json
 import os
 import platform
-import re
 import sys
 import tempfile
+from collections.abc import Awaitable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -22,18 +22,17 @@ from service import connection_flags
 from service.connection import Options
 from service.loadtest import plan, report
 from service.loadtest.measure import Level, measure, share
+from service.loadtest.objective import Objective, highest_rate
 from service.loadtest.plan import Load, LoadTestError, Work
 
 SEARCH_STEPS = 7  # halvings of the range in which the highest rate lies
-_SLO = re.compile(r"p(\d{1,2}(?:\.\d+)?)\s*<\s*(\d+(?:\.\d+)?)\s*(us|ms|s)")
-_UNITS = {"us": 1e-6, "ms": 1e-3, "s": 1.0}
 MISSED = 1  # exit status: the objective, or --min-rps, was not met
 
 
 def run(options: argparse.Namespace) -> int:
     """The whole test. Exit status: 0 done; 1 it could not be made, or missed what was asked; 2 asked for wrongly."""
     try:
-        slo = _parse_slo(options.slo)
+        slo = Objective.parse(options.slo) if options.slo else None
         old = json.loads(options.compare.read_text()) if options.compare else None
         result = asyncio.run(_Test(options, connection_flags.read(options)).run(slo))
     except (ValueError, OSError) as error:
@@ -56,16 +55,6 @@ def run(options: argparse.Namespace) -> int:
     return MISSED if any(level["broken"] for level in result["levels"]) else 0
 
 
-def _parse_slo(text: str) -> tuple[float, float] | None:
-    """(99.0, 0.01) of "p99<10ms". Raises ValueError."""
-    if not text:
-        return None
-    match = _SLO.fullmatch(text.strip())
-    if match is None:
-        raise ValueError(f'--slo: {text!r} is not of the form "p99<10ms"')
-    return float(match[1]), float(match[2]) * _UNITS[match[3]]
-
-
 class _Test:
     def __init__(self, options: argparse.Namespace, connection: Options) -> None:
         self.options = options
@@ -74,7 +63,7 @@ class _Test:
         self.console = Console(stderr=True)
         self.levels: list[Level] = []
 
-    async def run(self, slo: tuple[float, float] | None) -> dict[str, Any]:
+    async def run(self, slo: Objective | None) -> dict[str, Any]:
         options = self.options
         targets = tuple(options.target.split(","))
         shape = plan.ask_shape(targets[0], options.protocol, options.model, self.connection)
@@ -94,7 +83,7 @@ class _Test:
                 for rate in options.rate or []:
                     await self.level(work, rate=rate)
                 if slo:
-                    outcome = await self._search(work, *slo)
+                    outcome = await self._search(work, slo)
             except LoadTestError as error:
                 if not self.levels:
                     raise
@@ -137,24 +126,22 @@ class _Test:
         self.console.print(_line(level))
         return level
 
-    async def _search(self, work: Work, percentile: float, limit: float) -> dict[str, Any]:
-        """The highest rate at which `percentile` stays below `limit` and nothing fails, between 0 and the capacity."""
+    async def _search(self, work: Work, slo: Objective) -> dict[str, Any]:
+        """The highest rate at which `slo` holds, between 0 and the capacity."""
         full = await self.level(work, concurrency=64)
-        low, high, best = 0.0, full.requests_per_second * 1.1, 0.0
-        for _ in range(SEARCH_STEPS):
-            rate = (low + high) / 2
-            if rate <= 0:
-                break
-            level = await self.level(work, rate=rate)
-            held = level.latencies.percentile(percentile) < limit and not level.errors.total()
-            low, high = (rate, high) if held else (low, rate)
-            best = max(best, level.requests_per_second) if held else best
-        wanted = f"p{percentile:g} < {limit * 1e3:g} ms"
+
+        def at(rate: float) -> Awaitable[Level]:
+            return self.level(work, rate=rate)
+
+        found = await highest_rate(at, slo, 0.0, full.requests_per_second * 1.1, SEARCH_STEPS)
+        best = found.requests_per_second if found else 0.0
         said = (
-            f"{wanted} holds up to {best:,.0f} requests/s, {best * work.images:,.0f} images/s."
-            if best else f"{wanted} holds at no rate that was tried."
+            f"{slo} holds up to {best:,.0f} requests/s, {best * work.images:,.0f} images/s."
+            if best else f"{slo} holds at no rate that was tried."
         )  # fmt: skip
-        return {"percentile": percentile, "seconds": limit, "requests_per_second": best, "sentence": said}
+        return {
+            "percentile": slo.percentile, "seconds": slo.seconds, "requests_per_second": best, "sentence": said,
+        }  # fmt: skip
 
 
 def _line(level: Level) -> Table:
