@@ -7,7 +7,6 @@ import asyncio
 import os
 import shlex
 import signal
-import statistics
 import sys
 import tempfile
 from pathlib import Path
@@ -27,13 +26,11 @@ from service.model_config import CONFIG_FILE
 from service.tune import engines, files, page
 from service.tune.candidates import Candidate, Curve, structural, variants
 from service.tune.engines import Engines, EnginesFailed
-from service.tune.findings import Findings
+from service.tune.findings import Findings, means
 from service.tune.goal import SLO, Goal
 from service.tune.present import Present, find
 from service.tune.race import Budget, Race, Trial, TrialFailed
 from service.tune.trial import Traffic, Trials
-
-_SHOWN = ("score", "images_per_second", "p50", "p99")
 
 
 def run(options: argparse.Namespace) -> int:
@@ -172,8 +169,7 @@ class _Tuning:
         found, console = self.findings, Console()
         table = Table("settings", "result", "images/s", "p50 ms", "p99 ms", "of", title=escape(self.goal.words()))
         for candidate, results, stage in found.ranked():
-            means = [statistics.fmean(getattr(one, name) for one in results) for name in _SHOWN]
-            score, speed, p50, p99 = means
+            score, speed, p50, p99 = means(results)
             name = f"{candidate}{' (present)' if candidate == found.now else ''}"
             table.add_row(
                 escape(name), self.goal.show(score), f"{speed:,.0f}", f"{p50 * 1e3:.2f}", f"{p99 * 1e3:.2f}",

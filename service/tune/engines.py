@@ -156,7 +156,7 @@ class _Process:
             pipe = asyncio.subprocess.PIPE
             self._process = await asyncio.create_subprocess_exec(
                 sys.executable, "-m", "service.tune.engine_process", stdin=pipe, stdout=pipe,
-                stderr=asyncio.subprocess.DEVNULL, start_new_session=True,
+                stderr=asyncio.subprocess.DEVNULL, process_group=0,
             )  # fmt: skip
         process = self._process
         assert process.stdin is not None

@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import platform
+import statistics
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -82,6 +84,14 @@ class Findings:
         lines += ["measured = [", *(f"  {row}," for row in rows), "]"]
         dropped = [files.toml({"what": what, "why": why}) for what, why in self.all_dropped()]
         return [*lines, "dropped = [", *(f"  {row}," for row in dropped), "]"]
+
+
+def means(results: Sequence[Result]) -> tuple[float, float, float, float]:
+    """Of score, images/s, p50 and p99."""
+    score, speed, p50, p99 = (
+        statistics.fmean(getattr(one, name) for one in results) for name in ("score", "images_per_second", "p50", "p99")
+    )
+    return score, speed, p50, p99
 
 
 def machine() -> str:

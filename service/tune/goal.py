@@ -42,5 +42,5 @@ class Goal:
 
     @property
     def least_gain(self) -> float:
-        """Gains below this share are not worth a change; the search for a rate goes in steps of some 4%."""
+        """Gains below this share are not worth a change; a rate is found to some 4% of the capacity."""
         return 0.05 if self.objective is not None else 0.02

@@ -8,16 +8,17 @@ from collections.abc import Iterable, Sequence
 
 from service.loadtest.report import STYLE
 from service.tune.candidates import Candidate, Curve
-from service.tune.findings import Findings, machine
+from service.tune.findings import Findings, machine, means
 from service.tune.race import FINAL
 
-WIDTH, LEFT, RIGHT, ROW = 760, 330, 14, 26
+WIDTH, LEFT, RIGHT, ROW = 760, 12, 14, 42
 _HEIGHT, _BOTTOM, _AXIS = 340, 44, 70  # of the chart of the engine
 _OWN_STYLE = """
 :root { --present: #b45309; --other: #2563eb; --won: #15803d; }
 @media (prefers-color-scheme: dark) { :root { --present: #f0a850; --other: #7aa2ff; --won: #5fd38a; } }
 td.text, th.text { text-align: left; } tr.changed td { font-weight: 600; } tr.won { color: var(--won); }
-pre { white-space: pre-wrap; } .curve-0 { --c: #2563eb; } .curve-1 { --c: #b45309; } .curve-2 { --c: #15803d; }
+pre { white-space: pre-wrap; overflow-wrap: anywhere; } .wide { overflow-x: auto; }
+.curve-0 { --c: #2563eb; } .curve-1 { --c: #b45309; } .curve-2 { --c: #15803d; }
 .curve-3 { --c: #9333ea; } .curve-4 { --c: #be185d; } .curve-5 { --c: #0e7490; } .key { color: var(--c); }
 @media (prefers-color-scheme: dark) { .curve-0 { --c: #7aa2ff; } .curve-1 { --c: #f0a850; } .curve-2 { --c: #5fd38a; }
 .curve-3 { --c: #c99bff; } .curve-4 { --c: #ff8ab8; } .curve-5 { --c: #67d7ee; } }
@@ -35,7 +36,7 @@ def page(found: Findings) -> str:
         f"<p class='big'>{html.escape(found.sentence())}</p>",
         f"<p>{html.escape(found.goal.words())} · {html.escape(found.when)} · {html.escape(machine())} · ",
         f"{html.escape(found.software())}</p><pre>{html.escape(found.command)}</pre>",
-        _settings(found), _trials_chart(found), _trials_table(found), _engine(found.engines.curves),
+        _settings(found), _trials_chart(found), _trials_tables(found), _engine(found.engines.curves),
         _dropped(found.all_dropped()),
         "<p>Clients and server shared this machine: what the clients took, the server did not have. A gain is a score "
         "over that of the present settings in the same turn; its interval is Student's t on the logarithms of these "
@@ -81,20 +82,16 @@ def _trials_chart(found: Findings) -> str:
         marks.append(f"<text x='{x(step):.1f}' y='{height - 28}' text-anchor='middle'>{step:,g}</text>")
     marks.append(f"<text x='{(LEFT + WIDTH) / 2:.0f}' y='{height - 8}' text-anchor='middle'>{html.escape(unit)}</text>")
     for number, candidate in enumerate(rows):
-        y = ROW * number + 16
-        colour = _colour(found, candidate)
-        name = str(candidate) + (" (present)" if candidate == found.now else "")
-        marks.append(f"<text x='{LEFT - 10}' y='{y + 4}' text-anchor='end' font-size='11'>{html.escape(name)}</text>")
+        y, colour = ROW * number + 32, _colour(found, candidate)
+        marks.append(f"<text x='{LEFT}' y='{y - 14}'>{html.escape(_name(found, candidate))}</text>")
+        marks.append(_line(LEFT, WIDTH - RIGHT, y, y))
         for trial in found.trials:
             if trial.candidate == candidate:
-                filled = colour if trial.stage == FINAL else "none"
-                said = html.escape(
-                    f"{trial.stage}: {goal.show(trial.result.score)}, p99 {trial.result.p99 * 1e3:.2f} ms"
-                )
-                place = x(_value(trial.result.score, slow))
+                filled, place = colour if trial.stage == FINAL else "none", x(_value(trial.result.score, slow))
+                said = f"{trial.stage}: {goal.show(trial.result.score)}, p99 {trial.result.p99 * 1e3:.2f} ms"
                 marks.append(
                     f"<circle cx='{place:.1f}' cy='{y}' r='5' fill='{filled}' fill-opacity='.6' stroke='{colour}'>"
-                    f"<title>{said}</title></circle>"
+                    f"<title>{html.escape(said)}</title></circle>"
                 )
     caption = (
         "Filled: finals, in turns. Hollow: looks before. Orange: the present settings; green: to be taken instead."
@@ -112,27 +109,41 @@ def _value(score: float, slow: bool) -> float:
     return (1e3 / score if score else 0.0) if slow else score
 
 
-def _trials_table(found: Findings) -> str:
-    rows = []
-    for candidate, *_ in found.ranked():
+def _name(found: Findings, candidate: Candidate) -> str:
+    return f"{candidate}{' (present)' if candidate == found.now else ''}"
+
+
+def _trials_tables(found: Findings) -> str:
+    """What decides of each candidate, and all trials for who wants to see them."""
+    gains = found.verdict.gains if found.verdict else {}
+    summary, trials = [], []
+    for candidate, results, stage in found.ranked():
+        score, *others = means(results)
+        gain = f"{gains[candidate]}" if candidate in gains else ""
+        cells = [
+            _name(found, candidate),
+            found.goal.show(score),
+            *_numbers(*others),
+            f"{len(results)} in {stage}",
+            gain,
+        ]
+        won = found.verdict is not None and candidate == found.verdict.winner
+        summary.append(_row(cells, "won" if won else ""))
         for trial in found.trials:
             if trial.candidate == candidate:
                 own = trial.result
-                won = found.verdict is not None and candidate == found.verdict.winner
-                name = str(candidate) + (" (present)" if candidate == found.now else "")
-                cells = (
-                    name, trial.stage, found.goal.show(own.score), f"{own.images_per_second:,.0f}",
-                    f"{own.p50 * 1e3:.2f}", f"{own.p99 * 1e3:.2f}", own.note,
-                )  # fmt: skip
-                row = "".join(f"<td>{html.escape(cell)}</td>" for cell in cells)
-                rows.append(f"<tr{' class=won' if won else ''}>{row}</tr>")
-    heads = ("settings", "stage", "result", "images/s", "p50 ms", "p99 ms", "")
-    gains = "".join(
-        f"<li>{html.escape(f'{candidate}: {gain}')}</li>"
-        for candidate, gain in (found.verdict.gains.items() if found.verdict else ())
-    )
-    table = _table("".join(f"<th>{head}</th>" for head in heads), rows)
-    return (f"<ul>{gains}</ul>" if gains else "") + f"<details><summary>All trials</summary>{table}</details>"
+                shown = _numbers(own.images_per_second, own.p50, own.p99)
+                trials.append(_row([cells[0], found.goal.show(own.score), *shown, trial.stage, own.note]))
+    heads = "".join(f"<th>{head}</th>" for head in ("settings", "result", "images/s", "p50 ms", "p99 ms", "of", ""))
+    return f"{_table(heads, summary)}<details><summary>All trials</summary>{_table(heads, trials)}</details>"
+
+
+def _numbers(images_per_second: float, p50: float, p99: float) -> tuple[str, str, str]:
+    return f"{images_per_second:,.0f}", f"{p50 * 1e3:.2f}", f"{p99 * 1e3:.2f}"
+
+
+def _row(cells: Iterable[str], kind: str = "") -> str:
+    return f"<tr class='{kind}'>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in cells) + "</tr>"
 
 
 def _engine(curves: Sequence[Curve]) -> str:
@@ -186,7 +197,7 @@ def _dropped(dropped: Sequence[tuple[str, str]]) -> str:
 
 
 def _table(head: str, rows: Iterable[str]) -> str:
-    return f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
+    return f"<div class='wide'><table><thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table></div>"
 
 
 def _line(x1: float, x2: float, y1: float, y2: float) -> str:

@@ -16,7 +16,7 @@ from service.tune.verdict import Verdict, decide
 
 FIRST_SECONDS = 2.0  # of the shortest looks
 FINAL = "final"  # the stage that decides
-LEAST_REPEATS, MOST_REPEATS = 3, 6
+LEAST_REPEATS, MOST_REPEATS = 3, 10
 CHALLENGERS = 2  # in the finals, beside the present settings
 _RUNGS_END = 0.5  # share of the time after which the finals begin at the latest
 

@@ -32,7 +32,7 @@ START_SECONDS = 60.0  # for a server to be ready
 STOP_SECONDS = 15.0  # for a server to end by itself
 WARM_UP = 1.0
 DEADLINE = 5.0  # of a call
-SEARCH_STEPS = 4  # halvings of the range in which the highest rate lies
+SEARCH_STEPS = 5  # loads in a search for the highest rate: halvings of the range in which it lies
 
 
 @dataclass(frozen=True)
@@ -56,14 +56,14 @@ class Trials:
         self._log = folder / "log"
         self._messages = folder / "messages"
         self._made = False
-        self._held: dict[Candidate, float] = {}  # requests/s at which the objective held when it was last looked for
+        self._capacity: dict[Candidate, float] = {}  # requests/s of a closed loop
         self._model = self._repository / present.name
         shutil.copytree(present.folder, self._model / str(present.version))
 
     @property
     def levels(self) -> int:
         """How many loads a trial puts on a server."""
-        return 1 if self._goal.objective is None else SEARCH_STEPS + 1
+        return 1 if self._goal.objective is None else SEARCH_STEPS
 
     async def measure(self, candidate: Candidate, seconds: float) -> Result:
         """Raises TrialFailed when the server does not start so, or does not answer."""
@@ -86,26 +86,22 @@ class Trials:
         return Result(0.0, 0.0, 0.0, 0.0) if best is None else _result(best, best.images_per_second)
 
     async def _highest_rate(self, candidate: Candidate, work: Work) -> Level | None:
-        """Around the rate at which it held before; otherwise anywhere below what the server can do at all."""
+        """Anywhere below what the server can do at all, which is found out once.
+
+        Not only near where it held before: a burst of other work on the machine would then tell of all that follows.
+        """
 
         def at(rate: float) -> Awaitable[Level]:
             return self._level(work, rate=rate)
 
-        objective, best = self._goal.objective, None
+        objective, steps = self._goal.objective, SEARCH_STEPS
         assert objective is not None
-        if near := self._held.get(candidate, 0.0):
-            best = await highest_rate(at, objective, 0.7 * near, 1.3 * near, SEARCH_STEPS)
-            high = 0.7 * near
-        else:
-            full = await self._level(work, concurrency=self._goal.concurrency)
+        if candidate not in self._capacity:
+            full, steps = await self._level(work, concurrency=self._goal.concurrency), SEARCH_STEPS - 1
             if not full.latencies.total:
                 raise TrialFailed(f"calls failed: {full.broken}")
-            high = 1.1 * full.requests_per_second
-        if best is None:
-            best = await highest_rate(at, objective, 0.0, high, SEARCH_STEPS)
-        if best is not None:
-            self._held[candidate] = best.requests_per_second
-        return best
+            self._capacity[candidate] = full.requests_per_second
+        return await highest_rate(at, objective, 0.0, 1.1 * max(self._capacity.values()), steps)
 
     async def _level(self, work: Work, *, concurrency: int = 0, rate: float = 0.0) -> Level:
         load = dataclasses.replace(work.load, concurrency=concurrency, rate=rate)
@@ -133,7 +129,7 @@ class Trials:
 
     @contextlib.asynccontextmanager
     async def _serving(self, candidate: Candidate) -> AsyncIterator[str]:
-        """The address of a server with these settings, in a session of its own: a Ctrl-C is for us, who then end it."""
+        """The address of a server with these settings, in a process group of its own: Ctrl-C is for us, who end it."""
         self._write(candidate)
         environment = {
             name: value for name, value in os.environ.items() if not name.startswith(config.ENVIRONMENT_PREFIX)
@@ -141,7 +137,7 @@ class Trials:
         with self._log.open("wb") as log:
             server = await asyncio.create_subprocess_exec(
                 sys.executable, "-m", "service.cli", "serve", "--config", str(self._settings_file),
-                stdout=asyncio.subprocess.PIPE, stderr=log, start_new_session=True,
+                stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE, stderr=log, process_group=0,
                 env=environment | {"OTEL_SDK_DISABLED": "true"},
             )  # fmt: skip
         try:

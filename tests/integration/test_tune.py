@@ -29,7 +29,7 @@ def tune(models: Path, out: Path, *flags: object) -> subprocess.CompletedProcess
 
 
 def add_int8_that_answers_otherwise(folder: Path) -> None:
-    """The manifest says that it has passed in int8, as it may have elsewhere; here its answers are not the golden ones."""
+    """The manifest says that it has passed in int8, as it may have elsewhere: here its answers are not golden."""
     onnx.save(colour_model.build(scale=0.1), folder / "model.int8.onnx")
     files = {name: vars(entry) for name, entry in read_manifest(folder).files.items()}
     files["model.int8.onnx"] = vars(file_entry(folder / "model.int8.onnx"))
