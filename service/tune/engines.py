@@ -43,7 +43,7 @@ class Engines:
 
 async def present_candidate(present: Present, engines: Engines) -> Candidate:
     """What the settings as they are come to. Raises EnginesFailed."""
-    async with _Process() as process:
+    async with EngineProcess() as process:
         record = dataclasses.asdict(present.compute)
         answer = await process.ask(
             {"kind": "present", "folder": str(present.folder), "name": present.name, "version": present.version,
@@ -67,7 +67,7 @@ async def time_engines(
             engines.drop(precision, "this version has not passed its gates in it")
     arms = _arms(manifest, wanted, engines)
     failed: dict[tuple[str, str], str] = {}
-    async with _Process() as process:
+    async with EngineProcess() as process:
         for threads in _thread_counts(cores, now.threads):
             for arm in list(arms):
                 if arm[0] in GPUS and any((one.provider, one.precision) == arm for one in engines.curves):
@@ -138,13 +138,13 @@ def _job(present: Present, arm: tuple[str, str], threads: int, goal: Goal) -> di
     }  # fmt: skip
 
 
-class _Process:
+class EngineProcess:
     """`service.tune.engine_process`, started again when it has died."""
 
     def __init__(self) -> None:
         self._process: asyncio.subprocess.Process | None = None
 
-    async def __aenter__(self) -> _Process:
+    async def __aenter__(self) -> EngineProcess:
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -168,7 +168,7 @@ class _Process:
                 line = await process.stdout.readline()
         except TimeoutError:
             await self._end()
-            return {"error": f"took longer than {seconds:.0f} s"}
+            return {"error": f"took longer than {seconds:.3g} s"}
         if not line:
             await self._end()
             return {"error": f"the process that computed it ended with status {process.returncode}"}

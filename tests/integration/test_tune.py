@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import shutil
 import signal
 import subprocess
@@ -17,6 +18,7 @@ from service import config, cpu, model_config
 from service.cli import main
 from service.client import Client
 from service.manifest import file_entry, read_manifest
+from service.tune import engines
 from tests import colour_model
 from tests.integration.server_process import ENVIRONMENT, cli, command, serving
 
@@ -173,3 +175,16 @@ def test_pictures_go_as_files_and_the_file_of_the_server_is_only_changed_when_to
     assert "batches to 16" in document["tuned"]["measured"][0]["settings"]
     assert (tmp_path / "cifarserve.toml").read_text() == "max_batch_size = 16\nport = 9\n"
     assert not (models / "colours" / "config.toml").exists()
+
+
+def test_a_provider_that_crashes_takes_only_its_process_along() -> None:
+    async def ask() -> list[dict[str, object]]:
+        async with engines.EngineProcess() as process:
+            # No such job: an error that nothing there expects, as a fault in a native library would be.
+            died = await process.ask({"kind": "crash"}, 60)
+            job = {"kind": "curve", "folder": "nowhere", "compute": {}}
+            return [died, await process.ask({"kind": "crash"}, 60), await process.ask(job, 0.01)]
+
+    died, again, late = asyncio.run(ask())
+    assert died == again == {"error": "the process that computed it ended with status 1"}
+    assert late == {"error": "took longer than 0.01 s"}
