@@ -24,7 +24,8 @@ class Gain:
 
     def __str__(self) -> str:
         if not math.isfinite(self.ratio):
-            return "where the present settings reach nothing"
+            sure = "it holds in all turns what the present settings hold in none, or at lower rates"
+            return sure if self.low else "not to be compared: in some turns one of the two reached nothing"
         return f"{self.ratio:.3f} times the present ({self.low:.3f} to {self.high:.3f}, {self.repeats} repeats)"
 
 
@@ -68,4 +69,4 @@ def decide(present: Candidate, finals: Mapping[Candidate, Sequence[float]], leas
     if not gains:
         return Verdict(present, gains, "nothing else came to the finals")
     best = max(gains, key=lambda one: gains[one].ratio)
-    return Verdict(present, gains, f"no gain beyond the noise: the best other is {gains[best]}")
+    return Verdict(present, gains, f"no gain beyond the noise; the best other ({best}): {gains[best]}")

@@ -20,14 +20,20 @@ from service.client import Client
 from service.manifest import file_entry, read_manifest
 from service.tune import engines
 from tests import colour_model
-from tests.integration.server_process import ENVIRONMENT, cli, command, serving
+from tests.integration.server_process import ENVIRONMENT, command, serving
 
 QUICK = ("--minutes", 0.3, "--concurrency", 8, "--providers", "cuda,cpu")
 
 
+def environment(out: Path) -> dict[str, str]:
+    """In which the servers that are tried have `out` in their command lines, and others have not."""
+    return ENVIRONMENT | {"TMPDIR": str(out)}
+
+
 def tune(models: Path, out: Path, *flags: object) -> subprocess.CompletedProcess[str]:
     """In a folder without settings of its own."""
-    return cli("tune", "--model-repository", models, "--page", out / "tune.html", *flags, cwd=out)
+    arguments = command("tune", "--model-repository", models, "--page", out / "tune.html", *flags)
+    return subprocess.run(arguments, env=environment(out), cwd=out, capture_output=True, text=True, timeout=240)
 
 
 def add_int8_that_answers_otherwise(folder: Path) -> None:
@@ -38,7 +44,7 @@ def add_int8_that_answers_otherwise(folder: Path) -> None:
     colour_model.edit_manifest(folder, compute_precisions=["fp32", "int8"], files=files)
 
 
-def left_behind() -> list[str]:
+def left_behind(out: Path) -> list[str]:
     """Command lines of servers that tuning has started."""
     lines = []
     for process in Path("/proc").glob("[0-9]*/cmdline"):
@@ -46,7 +52,7 @@ def left_behind() -> list[str]:
             line = process.read_bytes().decode(errors="replace").replace("\0", " ")
         except OSError:
             continue
-        if "cifarserve-tune-" in line:
+        if f"{out}/cifarserve-tune-" in line:
             lines.append(line)
     return lines
 
@@ -83,7 +89,7 @@ def test_what_is_written_is_what_is_served(models: Path, tmp_path: Path) -> None
         (answer,) = client.classify([image])
         assert answer.best.label == "red"
         assert client.models()[0].precision == "fp32"
-    assert not left_behind()
+    assert not left_behind(tmp_path)
 
 
 def test_an_objective_that_nothing_holds_writes_no_settings(models: Path, tmp_path: Path) -> None:
@@ -98,7 +104,8 @@ def test_ctrl_c_leaves_no_server_and_shows_what_was_measured(models: Path, tmp_p
     colour_model.publish(models)
     with subprocess.Popen(
         command("tune", "--model-repository", models, "--page", tmp_path / "page.html", "--providers", "cpu"),
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT, cwd=tmp_path,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment(tmp_path),
+        cwd=tmp_path,
     ) as process:  # fmt: skip
         assert process.stdout is not None
         assert process.stderr is not None
@@ -106,16 +113,16 @@ def test_ctrl_c_leaves_no_server_and_shows_what_was_measured(models: Path, tmp_p
             if "first look" in line:
                 break
         deadline = time.monotonic() + 60
-        while not left_behind() and time.monotonic() < deadline:
+        while not left_behind(tmp_path) and time.monotonic() < deadline:
             time.sleep(0.05)  # the next server
-        assert left_behind()
+        assert left_behind(tmp_path)
         process.send_signal(signal.SIGINT)
         said, problems = process.communicate(timeout=60)
     assert process.returncode == 130
     assert "(present)" in said.replace("\n", " ")
     assert "nothing is decided" in said
     assert "interrupted: nothing is written" in problems
-    assert not left_behind()
+    assert not left_behind(tmp_path)
     assert sorted(path.name for path in models.rglob("config.toml")) == []
     assert not (tmp_path / "page.html").exists()
 
