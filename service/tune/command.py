@@ -75,7 +75,9 @@ class _Tuning:
         self.findings = Findings(model, self.goal, shlex.join(["cifarserve", *sys.argv[1:]]), Engines())
 
     def run(self) -> int:
-        self.console.print(escape(f"{self.findings.model}: {self.goal.words()}"))
+        self._report(f"{self.findings.model}: {self.goal.words()}")
+        if warning := self.findings.warning():
+            self._report(warning)
         try:
             asyncio.run(self._find())
         except (KeyboardInterrupt, asyncio.CancelledError):

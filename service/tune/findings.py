@@ -13,11 +13,16 @@ from pathlib import Path
 
 from service import cpu
 from service.tune import files
-from service.tune.candidates import Candidate
+from service.tune.candidates import Candidate, counted
 from service.tune.engines import Engines
 from service.tune.goal import Goal
 from service.tune.race import FINAL, Result, Trial
 from service.tune.verdict import Verdict
+
+
+def _load() -> float:
+    """Processes that ran or wanted to, over the last minute; 0 where nobody knows."""
+    return os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
 
 
 @dataclass
@@ -32,6 +37,7 @@ class Findings:
     trials: list[Trial] = field(default_factory=list)
     dropped: list[tuple[str, str]] = field(default_factory=list)
     verdict: Verdict | None = None
+    load: float = field(default_factory=_load)
     when: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
 
     def all_dropped(self) -> list[tuple[str, str]]:
@@ -60,6 +66,15 @@ class Findings:
             return f"Keep the present settings ({self.now}): {self.verdict.reason}."
         return f"Take {self.verdict.winner}: {self.verdict.reason}."
 
+    def warning(self) -> str:
+        """Said when the machine had other work to do at the beginning; otherwise empty."""
+        if self.load <= 0.5 * cpu.usable_cores():
+            return ""
+        return (
+            f"The machine is busy (load {self.load:.1f} on {counted(cpu.usable_cores(), 'core')}): figures are low and "
+            "noisy, and settings with more processes may only take a larger share of it from others."
+        )
+
     def software(self) -> str:
         try:
             own = importlib.metadata.version("cifarserve")
@@ -71,7 +86,7 @@ class Findings:
         """Lines of TOML for the table [tuned]."""
         values = {
             "goal": self.goal.words(), "result": self.sentence(), "model": self.model, "when": self.when,
-            "machine": machine(), "software": self.software(), "command": self.command,
+            "machine": machine(), "load": round(self.load, 2), "software": self.software(), "command": self.command,
         }  # fmt: skip
         lines = [f"{name} = {files.toml(value)}" for name, value in values.items()]
         rows = [
@@ -102,7 +117,7 @@ def machine() -> str:
         name = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), name)
     except OSError:
         pass
-    said = [name, f"{cpu.usable_cores()} cores"]
+    said = [name, f"{counted(cpu.usable_cores(), 'core')}"]
     if "SC_PHYS_PAGES" in os.sysconf_names:
         said.append(f"{os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE') / (1 << 30):.0f} GiB")
     return ", ".join([*said, f"{platform.system()} {platform.release()}"])

@@ -36,6 +36,7 @@ def page(found: Findings) -> str:
         f"<p class='big'>{html.escape(found.sentence())}</p>",
         f"<p>{html.escape(found.goal.words())} · {html.escape(found.when)} · {html.escape(machine())} · ",
         f"{html.escape(found.software())}</p><pre>{html.escape(found.command)}</pre>",
+        *([f"<p class='bad'>{html.escape(warning)}</p>"] if (warning := found.warning()) else []),
         _settings(found), _trials_chart(found), _trials_tables(found), _engine(found.engines.curves),
         _dropped(found.all_dropped()),
         "<p>Clients and server shared this machine: what the clients took, the server did not have. A gain is a score "

@@ -358,6 +358,14 @@ def test_the_page_needs_nothing_else_and_says_what_is_to_be_set() -> None:
     assert text.count("<circle") == len(found.trials)
 
 
+def test_a_busy_machine_is_said_to_be_one() -> None:
+    quiet, busy = (dataclasses.replace(findings(), load=load) for load in (0.1, 40.0))
+    assert quiet.warning() == ""
+    assert "busy" not in page.page(quiet)
+    assert "The machine is busy (load 40.0 on " in page.page(busy)
+    assert "load = 40.0" in busy.evidence()
+
+
 @pytest.mark.parametrize("goal", [THROUGHPUT, LATENCY, SLO])
 def test_a_page_without_anything_measured_says_so(goal: Goal) -> None:
     assert "Nothing was measured" in page.page(Findings("m", goal, "tune", Engines()))
