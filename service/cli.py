@@ -1,4 +1,4 @@
-"""The command line: `cifarserve serve | classify | models | health | loadtest`, and the training commands."""
+"""The command line: `cifarserve serve | classify | models | health | loadtest | tune`, and the training commands."""
 
 from __future__ import annotations
 
@@ -35,6 +35,7 @@ def _parser() -> argparse.ArgumentParser:
     from service import config, connection_flags
     from service.loadtest.flags import add_loadtest
     from service.models_cli import add_models
+    from service.tune.flags import add_tune
 
     parser = argparse.ArgumentParser(prog="cifarserve", description="An image-classification service, whole.")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
@@ -64,6 +65,7 @@ def _parser() -> argparse.ArgumentParser:
     health.set_defaults(func=_health)
 
     add_loadtest(commands)
+    add_tune(commands)
 
     from training.cli import add_subcommands
 

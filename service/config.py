@@ -21,6 +21,8 @@ from service.images import DEFAULT_MAX_PIXELS
 
 ENVIRONMENT_PREFIX = "CIFARSERVE_"
 DEFAULT_FILE = Path("cifarserve.toml")
+# A table in a file of settings, where `cifarserve tune` writes what it measured: for people, and read by nobody.
+TUNED = "tuned"
 
 
 class ConfigError(ValueError):
@@ -194,6 +196,7 @@ def _from_file(given: Path | None) -> dict[str, Any]:
         document = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise ConfigError(f"{path}: {error}") from None
+    document.pop(TUNED, None)
     for name in document:
         if name not in FIELDS:
             raise ConfigError(f"{path}: {name}: there is no such setting")

@@ -19,6 +19,7 @@ max_queue_images = 512
 max_queue_bytes = 100000000     # of the messages of all requests that are being answered
 buckets = [8, 16, 32]           # sizes that batches are padded up to; without, those that suit the provider
 provider_options = { use_tf32 = 1 }  # the provider's own, by its names: see docs/operations.md
+[tuned]                         # what `cifarserve tune` measured: for people
 """
 
 from __future__ import annotations
@@ -131,7 +132,7 @@ def read_model_config(folder: Path, settings: Settings) -> ModelConfig:
 
 def parse(document: Mapping[str, Any], settings: Settings, source: str) -> ModelConfig:
     """As read_model_config, from a parsed document that came from `source`."""
-    values = dict(document)
+    values = {name: value for name, value in document.items() if name != config.TUNED}
     compute = {name: getattr(settings, name) for name in _OVERRIDES}
     for name in _OVERRIDES:
         if name in values:
