@@ -19,13 +19,14 @@ from service.manifest import ManifestError, read_manifest
 
 SHAPE = (32, 32, 3)
 MOST_PIXELS = 1 << 20  # so that a small picture that unpacks to a large one takes no seconds
+MOST_SECONDS = 5.0
 SETTINGS = Settings()
 
 
 def pictures(data: bytes) -> None:
     """What a caller sends as an encoded picture."""
     with suppress(images.ImageError):
-        decoded = images.decode(data, SHAPE, MOST_PIXELS)
+        decoded = images.decode(data, SHAPE, MOST_PIXELS, images.Effort(MOST_SECONDS))
         assert (decoded.shape, decoded.dtype) == (SHAPE, np.uint8)
 
 
@@ -58,7 +59,7 @@ def requests(data: bytes) -> None:
             return
         row = np.empty(SHAPE, np.uint8)
         for index, image in enumerate(request.images):
-            classifier._decode(index, image, MOST_PIXELS, row)
+            classifier._decode(index, image, MOST_PIXELS, images.Effort(MOST_SECONDS), row)
 
 
 def documents(data: bytes) -> None:
