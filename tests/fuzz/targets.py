@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 from cifarserve.v1 import classifier_pb2
-from google.protobuf.message import DecodeError
+from google.protobuf.message import DecodeError, Message
 from inference import grpc_predict_v2_pb2
 
 from service import classifier, images, model_config, tensors
@@ -73,6 +73,11 @@ def documents(data: bytes) -> None:
 
 TARGETS: dict[str, Callable[[bytes], None]] = {
     "pictures": pictures, "tensors": tensors_, "requests": requests, "documents": documents,
+}  # fmt: skip
+
+
+MESSAGES: dict[str, type[Message]] = {
+    "tensors": grpc_predict_v2_pb2.ModelInferRequest, "requests": classifier_pb2.ClassifyRequest,
 }  # fmt: skip
 
 
