@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import socket
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from socketserver import ThreadingMixIn
 from typing import Any
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
@@ -20,10 +20,12 @@ _App = Callable[[dict[str, Any], _Start], Iterable[bytes]]
 class HttpServer:
     """Listens and answers on threads of its own until `close`."""
 
-    def __init__(self, host: str, port: int, registry: CollectorRegistry, ready: Callable[[], bool]) -> None:
-        """`ready` is called from other threads. Raises OSError when the port is taken."""
+    def __init__(
+        self, host: str, port: int, registry: CollectorRegistry, ready: Callable[[], bool], live: Callable[[], bool]
+    ) -> None:
+        """`ready` and `live` are called from other threads. Raises OSError when the port is taken."""
         kind = _Sixth if ":" in host else _Fourth
-        self._server = make_server(host, port, _application(registry, ready), kind, _Handler)
+        self._server = make_server(host, port, _application(registry, {"/ready": ready, "/live": live}), kind, _Handler)
         self.port = self._server.server_port
         threading.Thread(target=self._server.serve_forever, name="http", daemon=True).start()
 
@@ -55,20 +57,20 @@ class _Handler(WSGIRequestHandler):
         """Nothing: a scrape is no event."""
 
 
-def _application(registry: CollectorRegistry, ready: Callable[[], bool]) -> _App:
+def _application(registry: CollectorRegistry, probes: Mapping[str, Callable[[], bool]]) -> _App:
     metrics: Any = prometheus_client.make_wsgi_app(registry)
 
     def answer(environ: dict[str, Any], start: _Start) -> Iterable[bytes]:
         path, method = environ.get("PATH_INFO", ""), environ.get("REQUEST_METHOD")
-        if path not in ("/metrics", "/live", "/ready"):
+        if path not in ("/metrics", *probes):
             return _plain(start, "404 Not Found", "there are /metrics, /live and /ready")
         if method not in ("GET", "HEAD"):
             return _plain(start, "405 Method Not Allowed", "GET only")
         if path == "/metrics":
             reply: Iterable[bytes] = metrics(environ, start)
             return reply
-        if path == "/ready" and not ready():
-            return _plain(start, "503 Service Unavailable", "not ready")
+        if not probes[path]():
+            return _plain(start, "503 Service Unavailable", f"not {path[1:]}")
         return _plain(start, "200 OK", path[1:])
 
     return answer

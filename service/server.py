@@ -40,6 +40,10 @@ SERVICES = (
 HEALTH_NAME = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
 
 
+class EngineLost(RuntimeError):
+    """A worker ends: an engine is lost, and a new process may get it back."""
+
+
 class Server:
     """One server on one event loop: `await start()`, then `await stop()`."""
 
@@ -64,6 +68,7 @@ class Server:
         self._grpc = self._make_grpc_server()
         self._http: HttpServer | None = None
         self._draining = False
+        self.engine_lost = asyncio.Event()
         self._poll: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
@@ -143,9 +148,11 @@ class Server:
         # A worker's own metrics are for its supervisor, on this machine.
         metrics_host = "127.0.0.1" if self._shares_port else settings.metrics_host or settings.host
         try:
+            health = self._health
             self._http = HttpServer(
-                metrics_host, settings.metrics_port, self.metrics.registry, lambda: self._health.is_serving
-            )
+                metrics_host, settings.metrics_port, self.metrics.registry,
+                ready=lambda: health.is_serving, live=lambda: health.is_live,
+            )  # fmt: skip
         except OSError as error:
             raise StartError(
                 f"metrics_port: cannot listen on {metrics_host}:{settings.metrics_port}: {error.strerror}"
@@ -166,7 +173,10 @@ class Server:
         if self._draining:
             return
         whole = ("", *SERVICES) if self.repository.ready() else ()
-        self._health.serving((*whole, *self.repository.names()))
+        lost = self.repository.lost()
+        self._health.serving((*whole, *self.repository.names()), live=not lost)
+        if lost:
+            self.engine_lost.set()
 
 
 def serve(settings: Settings, started: Callable[[Server], None]) -> None:
@@ -201,8 +211,8 @@ def limits(settings: Settings) -> list[tuple[str, int]]:
 async def run(settings: Settings, started: Callable[[Server], None]) -> None:
     """Serve until SIGTERM or SIGINT, then drain; a second signal stops at once. SIGHUP looks for new versions.
 
-    Calls `started` once the models are ready. Raises what Server.start raises, and CancelledError when a second
-    signal came before everything accepted was answered.
+    Calls `started` once the models are ready. Raises what Server.start raises, CancelledError when a second signal
+    came before everything accepted was answered, and EngineLost when one of several workers has lost an engine.
     """
     loop = asyncio.get_running_loop()
     main = asyncio.current_task()
@@ -232,7 +242,19 @@ async def run(settings: Settings, started: Callable[[Server], None]) -> None:
         gc.freeze()
         started(server)
         loop.add_signal_handler(signal.SIGHUP, on_hangup)
-        await stop.wait()
+        await _wait_for_end(stop, server.engine_lost if settings.workers > 1 else None)
         lame_duck_seconds = settings.lame_duck_seconds
     finally:
         await server.stop(lame_duck_seconds)
+    if not stop.is_set():
+        raise EngineLost
+
+
+async def _wait_for_end(stop: asyncio.Event, engine_lost: asyncio.Event | None) -> None:
+    """Until there is a signal; for a worker, which no liveness probe asks, until an engine is lost too."""
+    waits = {asyncio.create_task(event.wait()) for event in (stop, engine_lost) if event}
+    try:
+        await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for wait in waits:
+            wait.cancel()

@@ -104,7 +104,10 @@ class _Supervisor:
         loop.add_signal_handler(signal.SIGHUP, self._tell, signal.SIGHUP)
         host = self._settings.metrics_host or self._settings.host
         try:
-            http = HttpServer(host, metrics_port, self._registry, lambda: bool(self._ready) and not self._stop.is_set())
+            http = HttpServer(
+                host, metrics_port, self._registry,
+                ready=lambda: bool(self._ready) and not self._stop.is_set(), live=lambda: True,
+            )  # fmt: skip
         except OSError as error:
             raise StartError(f"metrics_port: cannot listen on {host}:{metrics_port}: {error.strerror}") from None
         looking = asyncio.create_task(self._keep_looking())
@@ -239,7 +242,7 @@ def main() -> int:
     except (LoadError, StartError, TracingError, config.ConfigError) as error:
         log.error("%s", error)
         return 1
-    except asyncio.CancelledError:
+    except (asyncio.CancelledError, server.EngineLost):
         return 1
     return 0
 
