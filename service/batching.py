@@ -262,6 +262,8 @@ class Batcher:
         try:
             outputs = engine.compute([part.images for part in batch])
         except Exception as error:  # whatever the engine raises is the answer of this batch, and of no other
+            for part in batch:
+                part.request.doomed = True  # at once: this thread takes the next batch before the loop can tell it
             self._loop.call_soon_threadsafe(self._fail, batch, error)
             return
         self._loop.call_soon_threadsafe(self._finish, engine, batch, outputs, started, time.monotonic() - started)

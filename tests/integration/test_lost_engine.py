@@ -100,7 +100,10 @@ def test_a_lost_engine_is_not_ready_is_told_to_probes_and_comes_back_by_itself(
             assert said.startswith("INTERNAL internal error ")
             assert "secret" not in said
         until(lambda: state(server, "colours") == "NOT_SERVING", 20)
-        until(lambda: ask(server).startswith("UNAVAILABLE colours version 1 is not ready: UNAVAILABLE; the log says why"), 20)
+        until(
+            lambda: ask(server).startswith("UNAVAILABLE colours version 1 is not ready: UNAVAILABLE; the log says why"),
+            20,
+        )
         assert state(server, "") == "NOT_SERVING"
         assert probe(server, "/ready") == 503
         # In this process it cannot be opened again: the liveness probe is told, so that a new one gets a try.

@@ -314,6 +314,29 @@ def test_an_engine_that_raises_fails_its_batch_and_no_other(model: Path) -> None
     run(model, scenario)
 
 
+def test_the_rest_of_a_request_whose_batch_failed_is_not_computed(model: Path) -> None:
+    images = colour_model.distinct(BATCH + 4)
+    images[:BATCH] = 255
+    asked: list[int] = []
+
+    class Counting(HeldEngine):
+        def compute(self, parts: Sequence[np.ndarray]) -> Outputs:
+            asked.append(sum(map(len, parts)))
+            return super().compute(parts)
+
+    async def scenario(batcher: Batcher, engine: HeldEngine, recorder: Recorder) -> None:
+        broken = start(batcher, images)
+        await engine.busy()
+        engine.let()
+        time.sleep(0.05)  # noqa: ASYNC251  # the engine goes on before the loop can tell the caller
+        with pytest.raises(RuntimeError, match="the engine broke"):
+            await broken
+        assert recorder.queue_images == 0
+
+    run(model, scenario, engine_type=Counting)
+    assert asked == [BATCH]
+
+
 @pytest.mark.parametrize(
     ("outcomes", "calls"), [("FFF", 1), ("FFAFF", 0), ("FFFFF", 1), ("FFAFFFAFFF", 2), ("MMMM", 0), ("FFMF", 1)]
 )
