@@ -242,7 +242,7 @@ def main() -> int:
     except (LoadError, StartError, TracingError, config.ConfigError) as error:
         log.error("%s", error)
         return 1
-    except (asyncio.CancelledError, server.EngineLost):
+    except asyncio.CancelledError:
         return 1
     return 0
 
