@@ -19,14 +19,15 @@ CLEAN, FOUND, NOT_ASKED = 0, 1, 3
 
 def audit(file: Path, program: Path) -> list[str] | None:
     """What is known of the versions in `file`, in lines; None when the service did not answer, which is printed."""
-    command = [program, "--requirement", file, "--require-hashes", "--disable-pip", "--format", "json"]
-    done = subprocess.run(
-        [*map(str, command), "--progress-spinner", "off"], capture_output=True, text=True, check=False
-    )
+    flags = ["--require-hashes", "--disable-pip", "--format", "json", "--progress-spinner", "off", "--timeout", "10"]
+    command = [str(program), "--requirement", str(file), *flags]
+    said = ""
     try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=PATIENCE)  # noqa: S603
+        said = done.stderr
         packages = json.loads(done.stdout)["dependencies"]
-    except (ValueError, KeyError, TypeError):
-        last = (done.stderr.strip().splitlines() or ["no output"])[-1]
+    except (subprocess.TimeoutExpired, ValueError, KeyError, TypeError):
+        last = (said.strip().splitlines() or [f"no answer in {PATIENCE} s"])[-1]
         print(f"{file.name}: not audited, the advisory service cannot be asked: {last[:300]}")
         return None
     return [

@@ -154,22 +154,22 @@ class Inputs:
         return sent(self._call()[:2]) + one * self.chance.randrange(1, 300)
 
 
-def send(target: tuple[str, int], data: bytes) -> str:
-    """How the server ended it: with this status, GOAWAY, a reset, the connection closed, or not within PATIENCE."""
+def send(target: tuple[str, int], data: bytes, patience: float = PATIENCE) -> str:
+    """How the server ended it: with this status, GOAWAY, a reset, the connection closed, or not within `patience`."""
     with socket.create_connection(target, timeout=10) as connection:
-        connection.settimeout(PATIENCE)
+        connection.settimeout(patience)
         try:
             connection.sendall(data)
-            return _ended(connection)
+            return _ended(connection, patience)
         except TimeoutError:
             return "nothing"
         except OSError:
             return "closed"
 
 
-def _ended(connection: socket.socket) -> str:
+def _ended(connection: socket.socket, patience: float) -> str:
     found, status = b"", ""
-    deadline = time.monotonic() + PATIENCE
+    deadline = time.monotonic() + patience
     while chunk := connection.recv(65536):
         found += chunk
         while len(found) >= 9 and len(found) >= 9 + (size := int.from_bytes(found[:3])):

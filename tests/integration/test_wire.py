@@ -16,7 +16,7 @@ METHOD = "/cifarserve.v1.Classifier/Classify"
 
 def at(server: ServerProcess, data: bytes) -> str:
     host, port = server.target.rsplit(":", 1)
-    return wire.send((host, int(port)), data)
+    return wire.send((host, int(port)), data, patience=30)
 
 
 def test_mutated_frames_headers_and_messages(tmp_path: Path) -> None:
@@ -41,5 +41,5 @@ def test_a_path_that_is_no_text_ends_its_own_call_only(server: ServerProcess) ->
 
 def test_a_message_longer_than_it_says_and_one_that_never_comes(server: ServerProcess) -> None:
     assert at(server, wire.sent(wire.call(METHOD, b"\x0a\x00", b"\x00\xff\xff\xff\xff"))) == "status 8"
-    assert at(server, wire.sent(wire.call(METHOD, b"", b"\x00\x00\x00\x00\x09"))) != "status 0"
+    assert at(server, wire.sent(wire.call(METHOD, b"", b"\x00\x00\x00\x00\x09"))) in ("status 13", "reset")
     assert ask(server) == "OK"
