@@ -32,7 +32,7 @@ FORKING = """
 import json, os, sys
 import onnxruntime, onnxscript, torch
 import training.checkpoint, training.commands, training.evaluate, training.export, training.loop, training.publish
-from training.cli import main
+from service.cli import main
 print("ready", flush=True)
 for line in sys.stdin:
     process = os.fork()
