@@ -4,16 +4,18 @@
 #   make protos    remake the gRPC stubs                      make lock      remake requirements/
 #   make bench     the whole benchmark of docs/benchmarks.md, which it rewrites; ten minutes
 #   make bench-serve   the server against its two ceilings: the engine alone, and gRPC alone
+#   make audit     ask for known weaknesses of the pinned versions (needs the network; exit status 3: not asked)
 #   make docs      remake what documents and deploy/ repeat of the code
 
 PYTHON ?= python3
 SERVE := .venv
 DEV := .venv-dev
+AUDIT := .venv-audit
 # DATA: the original CIFAR-10 by default; or a folder or tar archive of pictures, train/<class>/ and test/<class>/.
 DATA ?= cifar10
 ARGS ?=
 
-.PHONY: serve test retrain bench bench-serve lint format protos docs lock clean
+.PHONY: serve test retrain bench bench-serve audit lint format protos docs lock clean
 
 serve: $(SERVE)/.made
 	$(SERVE)/bin/cifarserve serve $(ARGS)
@@ -29,6 +31,10 @@ bench: $(DEV)/.made
 
 bench-serve: $(DEV)/.made
 	$(DEV)/bin/python benchmarks/serve.py $(ARGS)
+
+# Its own environment: what looks for weaknesses is no part of what is looked at.
+audit: $(AUDIT)/.made
+	$(AUDIT)/bin/python requirements/audit.py $(ARGS)
 
 lint: $(DEV)/.made
 	$(DEV)/bin/ruff check .
@@ -60,11 +66,17 @@ $(DEV)/.made: requirements/bootstrap.txt requirements/dev.txt pyproject.toml
 	$(DEV)/bin/uv pip install --quiet --python $(DEV)/bin/python --no-deps --no-build-isolation --editable .
 	touch $@
 
+$(AUDIT)/.made: requirements/audit.txt
+	$(PYTHON) -m venv --clear $(AUDIT)
+	$(AUDIT)/bin/pip install --quiet --disable-pip-version-check --require-hashes -r requirements/audit.txt
+	touch $@
+
 # Resolved for every Python and platform that pyproject.toml admits. --upgrade takes the newest of everything.
 COMPILE = $(DEV)/bin/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header \
 	--no-emit-index-url --no-annotate --upgrade
 lock: $(DEV)/.made
 	$(COMPILE) requirements/bootstrap.in --output-file requirements/bootstrap.txt
+	$(COMPILE) requirements/audit.in --output-file requirements/audit.txt
 	$(COMPILE) pyproject.toml --extra cpu --output-file requirements/cpu.txt
 	$(COMPILE) pyproject.toml --extra gpu --output-file requirements/gpu.txt
 	$(COMPILE) pyproject.toml --extra otel --constraints requirements/cpu.txt --output-file requirements/otel.txt
@@ -73,4 +85,4 @@ lock: $(DEV)/.made
 	$(COMPILE) pyproject.toml --extra cpu --extra otel --extra train --group dev --output-file requirements/dev.txt
 
 clean:
-	rm -rf $(SERVE) $(DEV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(SERVE) $(DEV) $(AUDIT) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -16,7 +16,7 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from typing import Protocol
@@ -27,10 +27,13 @@ from service.pace import Pace
 from service.pending import Part, Request
 from service.runners import Floats
 
+# A single batch may fail by itself; so many one after the other say that the engine no longer computes.
+FAILURES_IN_A_ROW = 3
+
 
 class BatchObserver(Protocol):
     """What the batcher reports of its work; `service.metrics` counts it. From any thread, but for
-    `computed` and `predicted`, which are called on the loop.
+    `computed`, `predicted` and `failed`, which are called on the loop.
     """
 
     def queue_changed(self, images: int) -> None:
@@ -44,6 +47,9 @@ class BatchObserver(Protocol):
 
     def predicted(self, probabilities: Floats) -> None:
         """What the engine gave for a batch, [n, classes]."""
+
+    def failed(self) -> None:
+        """The engine failed on a batch."""
 
     def dropped(self, reason: str, images: int) -> None:
         """`images` will not be computed: shed, late, expired or cancelled."""
@@ -66,17 +72,21 @@ class Batcher:
         in_background: bool = False,
         max_delay: float = 0.0,
         target_latency: float = 0.0,
+        broken: Callable[[], None] | None = None,
     ) -> None:
         """`in_background` lets the engines compute only when nothing else wants the processor.
 
         `max_delay`, in seconds, is how long a batch that is not full waits for more images. With `target_latency`, in
-        seconds, batches are no larger than Engine.largest_batch says.
+        seconds, batches are no larger than Engine.largest_batch says. `broken` is called on the loop when
+        FAILURES_IN_A_ROW batches have failed, one after the other.
         """
         self._max_delay = max_delay
         self._target_latency = target_latency
         self._max_queue_images = max_queue_images
         self._max_queue_bytes = max_queue_bytes
         self.observer = observer
+        self._broken = broken
+        self._failures = 0  # since the last batch that was computed
         self._loop = asyncio.get_running_loop()
         # Guards what the loop and the engines' threads share: the queue and the account of what is admitted.
         self._changed = threading.Condition()
@@ -252,12 +262,15 @@ class Batcher:
         try:
             outputs = engine.compute([part.images for part in batch])
         except Exception as error:  # whatever the engine raises is the answer of this batch, and of no other
-            self._loop.call_soon_threadsafe(_fail, batch, error)
+            for part in batch:
+                part.request.doomed = True  # at once: this thread takes the next batch before the loop can tell it
+            self._loop.call_soon_threadsafe(self._fail, batch, error)
             return
         self._loop.call_soon_threadsafe(self._finish, engine, batch, outputs, started, time.monotonic() - started)
 
     def _finish(self, engine: Engine, batch: list[Part], outputs: Outputs, started: float, seconds: float) -> None:
         """On the loop: give every request in the batch its rows."""
+        self._failures = 0
         first = 0
         for part in batch:
             rows = slice(first, first + len(part.images))
@@ -269,10 +282,16 @@ class Batcher:
             traces[0].batch(traces, started, seconds, first, engine.bucket(first))
         self._pace.measured(first, engine.bucket(first), seconds)
 
-
-def _fail(batch: list[Part], error: Exception) -> None:
-    for part in batch:
-        part.request.fail(error)
+    def _fail(self, batch: list[Part], error: Exception) -> None:
+        """On the loop: this is the answer of every request in the batch."""
+        for part in batch:
+            part.request.fail(error)
+        self.observer.failed()
+        if isinstance(error, MemoryError):
+            return  # of this process, and no fault of the engine
+        self._failures += 1
+        if self._failures == FAILURES_IN_A_ROW and self._broken is not None:
+            self._broken()
 
 
 def _yield_to_others() -> None:

@@ -67,10 +67,10 @@ class Classifier(pb_grpc.ClassifierServicer):
     ) -> pb.ClassifyResponse:
         labels, shape = model.manifest.labels, model.manifest.image_shape
         top_k = _top_k(request, len(labels))
-        limit = self._frontend.settings.max_image_pixels
         content: images.Pixels | list[Decode] | None = _pixels(request, shape)
         if content is None:
-            content = [partial(_decode, index, image, limit) for index, image in enumerate(request.images)]
+            limits = self._frontend.limits()
+            content = [partial(_decode, index, image, *limits) for index, image in enumerate(request.images)]
         answer = await self._frontend.classify(model, timing, "images", content, request.ByteSize(), deadline)
         return pb.ClassifyResponse(
             id=request.id,
@@ -102,14 +102,14 @@ def _pixels(request: pb.ClassifyRequest, shape: tuple[int, int, int]) -> images.
     return np.frombuffer(rows[0] if len(rows) == 1 else b"".join(rows), np.uint8).reshape(-1, *shape)
 
 
-def _decode(index: int, image: pb.Image, max_pixels: int, row: images.Pixels) -> None:
+def _decode(index: int, image: pb.Image, max_pixels: int, effort: images.Effort, row: images.Pixels) -> None:
     """Bring one image to the shape of `row`, and write it there."""
     source = image.WhichOneof("source")
     height, width, channels = row.shape
     shape = (height, width, channels)
     try:
         if source == "encoded":
-            row[:] = images.decode(image.encoded, shape, max_pixels)
+            row[:] = images.decode(image.encoded, shape, max_pixels, effort)
         elif source == "raw":
             raw = image.raw
             if raw.width * raw.height > max_pixels:

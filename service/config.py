@@ -98,6 +98,9 @@ class Settings:
     max_image_pixels: int = _setting(
         DEFAULT_MAX_PIXELS, "width x height of one picture, checked before decoding", least=1
     )
+    decode_seconds: float = _setting(
+        10.0, "processor time that decoding the pictures of one request may take; it is refused then", least=0.01
+    )
     stream_window: int = _setting(
         256, "images of one stream that are worked on at once; it is read no further", least=1
     )

@@ -43,6 +43,14 @@ class StartError(RuntimeError):
 class InternalError(ServiceError):
     """A fault of ours. `error_id` is in the log, beside the stack that the caller does not get."""
 
+    what = "internal error"
+
     def __init__(self, error_id: str) -> None:
-        super().__init__(f"internal error {error_id}")
+        super().__init__(f"{self.what} {error_id}")
         self.error_id = error_id
+
+
+class OutOfMemory(InternalError):
+    """There was not enough memory for this request or its batch."""
+
+    what = "out of memory: error"

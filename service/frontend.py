@@ -18,8 +18,8 @@ from google.rpc import status_pb2
 
 from service import status
 from service.config import Settings
-from service.errors import InvalidInput
-from service.images import Pixels
+from service.errors import DeadlineExceeded, InvalidInput
+from service.images import Effort, Pixels
 from service.logs import AccessLog
 from service.metrics import Metrics
 from service.pending import Answer
@@ -60,6 +60,10 @@ class Frontend:
         self._tracing = tracing
         self._access = AccessLog(settings.access_log_share)
         self.shadow = Shadow()
+
+    def limits(self) -> tuple[int, Effort]:
+        """For the pictures of one request: most pixels of each, and the time to decode all."""
+        return self.settings.max_image_pixels, Effort(self.settings.decode_seconds)
 
     async def answer(
         self,
@@ -122,7 +126,7 @@ class Frontend:
         with model.batcher.admit(len(images), size, deadline) as admitted:
             admitted.trace = timing.trace
             if not isinstance(images, np.ndarray):
-                images = await self._decode(model.manifest.image_shape, images)
+                images = await self._decode(model.manifest.image_shape, images, deadline)
             timing.decode_seconds = time.monotonic() - started
             answer = await model.compute_answer(admitted, images, priority)
         timing.queue_seconds, timing.compute_seconds = answer.queue_seconds, answer.compute_seconds
@@ -131,16 +135,28 @@ class Frontend:
             self.shadow.mirror(shadow, model, images, answer.probabilities)
         return answer
 
-    async def _decode(self, shape: tuple[int, int, int], images: Sequence[Decode]) -> Pixels:
-        """uint8 [n, height, width, channels], each row written by one of `images` on the decoders' threads."""
+    async def _decode(self, shape: tuple[int, int, int], images: Sequence[Decode], deadline: float | None) -> Pixels:
+        """uint8 [n, height, width, channels], each row written by one of `images` on the decoders' threads.
+
+        Raises what they raise, and DeadlineExceeded when the deadline comes before a thread was free for all of them.
+        """
         batch = np.empty((len(images), *shape), np.uint8)
         loop = asyncio.get_running_loop()
-        jobs = (loop.run_in_executor(self._decoders, decode, row) for decode, row in zip(images, batch, strict=True))
+        jobs = (
+            loop.run_in_executor(self._decoders, _decode, decode, row, deadline)
+            for decode, row in zip(images, batch, strict=True)
+        )
         # All are waited for, so that none still writes into the batch when this returns or raises.
         for outcome in await asyncio.gather(*jobs, return_exceptions=True):
             if outcome is not None:
                 raise outcome
         return batch
+
+
+def _decode(decode: Decode, row: Pixels, deadline: float | None) -> None:
+    if deadline is not None and time.monotonic() >= deadline:
+        raise DeadlineExceeded("the deadline came while the pictures waited to be decoded")
+    decode(row)
 
 
 def _end_trace(trace: RequestTrace, model: ServedModel | None, code: grpc.StatusCode, timing: Timing) -> None:

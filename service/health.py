@@ -18,7 +18,8 @@ from grpc_health.v1 import health_pb2_grpc as pb_grpc
 _Context = grpc.aio.ServicerContext[Any, Any]
 SERVING = pb.HealthCheckResponse.SERVING
 NOT_SERVING = pb.HealthCheckResponse.NOT_SERVING
-# SERVING as long as the event loop answers, also while models load and while the server drains: for liveness probes.
+# For liveness probes: SERVING as long as the event loop answers, also while models load and while the server drains;
+# NOT_SERVING when an engine is lost that only a new process may get back.
 LIVENESS = "cifarserve.liveness"
 _UNKNOWN = pb.HealthCheckResponse.SERVICE_UNKNOWN
 
@@ -36,9 +37,15 @@ class Health(pb_grpc.HealthServicer):
         """Whether the server as a whole is. From any thread."""
         return bool(self._states[""] == SERVING)
 
-    def serving(self, names: Iterable[str]) -> None:
+    @property
+    def is_live(self) -> bool:
+        """What a liveness probe is told. From any thread."""
+        return bool(self._states[LIVENESS] == SERVING)
+
+    def serving(self, names: Iterable[str], live: bool = True) -> None:
         """Exactly these names are SERVING; those that were and are not among them become NOT_SERVING."""
-        self._change(dict.fromkeys(self._states, NOT_SERVING) | dict.fromkeys((*names, LIVENESS), SERVING))
+        states = dict.fromkeys(self._states, NOT_SERVING) | dict.fromkeys(names, SERVING)
+        self._change(states | {LIVENESS: SERVING if live else NOT_SERVING})
 
     def not_serving(self) -> None:
         self.serving(())

@@ -6,7 +6,7 @@ import logging
 import socket
 import sys
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from socketserver import ThreadingMixIn
 from typing import Any
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
@@ -27,11 +27,13 @@ class HttpServer:
     """Listens and answers on threads of its own until `close`."""
 
     def __init__(
-        self, host: str, port: int, registry: CollectorRegistry, ready: Callable[[], bool], page: Page | None = None
-    ) -> None:
-        """`ready` is called from other threads. Raises OSError when the port is taken."""
+        self, host: str, port: int, registry: CollectorRegistry, ready: Callable[[], bool], live: Callable[[], bool],
+        page: Page | None = None,
+    ) -> None:  # fmt: skip
+        """`ready` and `live` are called from other threads. Raises OSError when the port is taken."""
         kind = _Sixth if ":" in host else _Fourth
-        self._server = make_server(host, port, _application(registry, ready, page), kind, _Handler)
+        application = _application(registry, {"/ready": ready, "/live": live}, page)
+        self._server = make_server(host, port, application, kind, _Handler)
         self.port = self._server.server_port
         threading.Thread(target=self._server.serve_forever, name="http", daemon=True).start()
 
@@ -69,7 +71,7 @@ class _Handler(WSGIRequestHandler):
         """Nothing: a scrape is no event."""
 
 
-def _application(registry: CollectorRegistry, ready: Callable[[], bool], page: Page | None) -> _App:
+def _application(registry: CollectorRegistry, probes: Mapping[str, Callable[[], bool]], page: Page | None) -> _App:
     metrics: Any = prometheus_client.make_wsgi_app(registry)
     there_are = f"there are {'/, ' if page else ''}/metrics, /live and /ready"
 
@@ -77,15 +79,15 @@ def _application(registry: CollectorRegistry, ready: Callable[[], bool], page: P
         path, method = environ.get("PATH_INFO", ""), environ.get("REQUEST_METHOD")
         if page is not None and page.handles(path):
             return page(environ, start)
-        if path not in ("/metrics", "/live", "/ready"):
+        if path not in ("/metrics", *probes):
             return _plain(start, "404 Not Found", there_are)
         if method not in ("GET", "HEAD"):
             return _plain(start, "405 Method Not Allowed", "GET only")
         if path == "/metrics":
             reply: Iterable[bytes] = metrics(environ, start)
             return reply
-        if path == "/ready" and not ready():
-            return _plain(start, "503 Service Unavailable", "not ready")
+        if not probes[path]():
+            return _plain(start, "503 Service Unavailable", f"not {path[1:]}")
         return _plain(start, "200 OK", path[1:])
 
     return answer

@@ -1,12 +1,15 @@
 """Encoded pictures and raw pixels to what a model takes: uint8 [height, width, channels].
 
 The server decodes requests with these functions and training reads folders of pictures with the same ones,
-so a picture looks the same to both. Nothing here trusts its input: the header is checked before a pixel is decoded.
+so a picture looks the same to both. Nothing here trusts its input: the header is checked before a pixel is decoded,
+and a picture whose decoding takes too long is given up (see Effort).
 """
 
 from __future__ import annotations
 
 import io
+import threading
+import time
 import warnings
 
 import numpy as np
@@ -18,6 +21,16 @@ Pixels = npt.NDArray[np.uint8]
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF")
 DEFAULT_MAX_PIXELS = 64_000_000  # above the largest common phone sensors' output, 50 megapixels
 
+# Each scan of a progressive JPEG goes over the whole picture, in as little as 31 bytes of the file, and libjpeg reads
+# all that it is given before it can be stopped. Encoders write about ten.
+MOST_SCANS = 100
+_START_OF_JPEG, _START_OF_SCAN = b"\xff\xd8", b"\xff\xda"
+# Bytes from which on the time is looked at while a picture is read. Less holds no work that is not bounded otherwise.
+_LARGE = 1 << 16
+
+# Samples of 16 bits to 8, rounded.
+_TO_8_BITS = [(sample + 128) // 257 for sample in range(1 << 16)]
+
 # EXIF orientations 5 to 8 turn the picture by 90 degrees.
 _ORIENTATION_TAG = 0x0112
 _QUARTER_TURNS = (5, 6, 7, 8)
@@ -27,22 +40,77 @@ class ImageError(ValueError):
     """These bytes are not a picture that can be used. The message is fit for the caller."""
 
 
-def decode(data: bytes, shape: tuple[int, int, int], max_pixels: int = DEFAULT_MAX_PIXELS) -> Pixels:
+class Effort:
+    """The processor time that may go into decoding the pictures of one request, on however many threads.
+
+    Nothing can stop Pillow inside one of its calls, but it reads a file in blocks of at most 64 KiB, and asks for the
+    next here. What it does between two of them is bounded by `max_pixels` and MOST_SCANS: docs/reliability.md has how
+    long that takes. Processor time, not the clock's: a busy machine makes no picture wrong.
+    """
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds = self._left = seconds
+        self._lock = threading.Lock()
+
+    def spend(self, since: float) -> float:
+        """Take off what the calling thread has used since `since`, on time.thread_time()'s clock; returns its now."""
+        now = time.thread_time()
+        with self._lock:
+            self._left -= now - since
+        return now
+
+    def check(self) -> None:
+        """Raise ImageError when nothing is left."""
+        if self._left <= 0:
+            raise ImageError(f"takes too long to decode: the limit for a request is {self._seconds:g} s")
+
+
+class _Watched(io.BytesIO):
+    """A file that looks at the time whenever it is read."""
+
+    def __init__(self, data: bytes, effort: Effort) -> None:
+        super().__init__(data)
+        self._effort = effort
+        self.since = time.thread_time()
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        self.since = self._effort.spend(self.since)
+        self._effort.check()
+        return super().read(size)
+
+
+def decode(
+    data: bytes, shape: tuple[int, int, int], max_pixels: int = DEFAULT_MAX_PIXELS, effort: Effort | None = None
+) -> Pixels:
     """Decode a picture of any size to uint8 [height, width, channels] = `shape`.
 
     EXIF orientation is applied, transparency is laid on white, the largest centred crop of the wanted aspect is
     taken, then scaled with an antialiasing filter. A picture that already has the size is left as it is. Large
     JPEGs are scaled while decoding (DCT scaling), to no less than twice the wanted size, which keeps a
     12-megapixel photo in the tens of milliseconds. Raises ImageError: empty, not a picture, more than
-    `max_pixels` pixels by its header, truncated or damaged.
+    `max_pixels` pixels by its header, more work than `effort` has left, truncated or damaged.
     """
     if not data:
         raise ImageError("is empty")
+    if data.startswith(_START_OF_JPEG) and data.count(_START_OF_SCAN) > MOST_SCANS:
+        raise ImageError(f"is a JPEG of more than {MOST_SCANS} scans")
+    if effort is None:
+        return _decode(io.BytesIO(data), shape, max_pixels)
+    effort.check()
+    since = time.thread_time()
+    watched = _Watched(data, effort) if len(data) >= _LARGE else None
+    try:
+        return _decode(watched or io.BytesIO(data), shape, max_pixels)
+    finally:
+        effort.spend(watched.since if watched else since)
+
+
+def _decode(file: io.BytesIO, shape: tuple[int, int, int], max_pixels: int) -> Pixels:
     try:
         with warnings.catch_warnings():
             # Pillow's own bomb warning starts at a fixed size; `max_pixels` is the limit here.
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            picture = Image.open(io.BytesIO(data), formats=FORMATS)
+            picture = Image.open(file, formats=FORMATS)
             return _read(picture, shape, max_pixels)
     except UnidentifiedImageError:
         raise ImageError(f"is not a picture in a known format ({', '.join(FORMATS)})") from None
@@ -103,7 +171,9 @@ def _centre(size: tuple[int, int], aspect: float) -> tuple[int, int, int, int]:
 
 def _convert(picture: Image.Image, mode: str) -> Image.Image:
     """To "L" or "RGB", with transparency on white and 16-bit samples scaled, not clipped, to 8."""
-    if picture.mode.startswith("I;16") or picture.mode == "I":
+    if picture.mode == "I;16":
+        picture = picture.convert("I").point(_TO_8_BITS, "L")
+    elif picture.mode.startswith("I"):  # the other byte orders, and 32 bits
         samples = np.asarray(picture).astype(np.float64)
         picture = Image.fromarray((samples / 257.0).round().clip(0, 255).astype(np.uint8))
     if picture.has_transparency_data:

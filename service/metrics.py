@@ -55,6 +55,7 @@ class Metrics:
         self._dropped = self._counter(
             "dropped_images", "Images not computed: shed, late, expired or cancelled.", "reason"
         )
+        self._engine_failures = self._counter("engine_failures", "Batches that failed in the engine.")
         self._batch_images = self._histogram("batch_images", "Images in one batch, without padding.", BATCH_IMAGES)
         self._queue_images = self._gauge("queue_images", "Images admitted and not yet computing.")
         self._queue_limit = self._gauge("queue_limit_images", "Images that may wait; beyond, requests are shed.")
@@ -218,6 +219,7 @@ class VersionMetrics:
         self._compute_seconds = metrics._compute_seconds.labels(*labels)
         self._images = metrics._images.labels(*labels)
         self._padding = metrics._padding.labels(*labels)
+        self._engine_failures = metrics._engine_failures.labels(*labels)
         self._batch_images = metrics._batch_images.labels(*labels)
         self._queue_images = metrics._queue_images.labels(*labels)
         self._shadow_distance = metrics._shadow_distance.labels(*labels)
@@ -302,6 +304,9 @@ class VersionMetrics:
         self.statistics.batches[images] = (batches + 1, total + seconds)
         self.statistics.images += images
         self.statistics.last = time.time()
+
+    def failed(self) -> None:
+        self._engine_failures.inc()
 
     def dropped(self, reason: str, images: int) -> None:
         self._metrics._dropped.labels(*self._labels, reason).inc(images)

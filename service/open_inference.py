@@ -172,14 +172,12 @@ class OpenInference(pb_grpc.GRPCInferenceServiceServicer):
         manifest = model.manifest
         wanted = tensors.wanted_outputs(request, len(manifest.labels))
         found = tensors.read_images(request, manifest.image_shape)
-        content: images.Pixels | list[Decode] = (
-            [
-                partial(_decode, index, data, self._frontend.settings.max_image_pixels)
-                for index, data in enumerate(found)
-            ]
-            if isinstance(found, list)
-            else found
-        )
+        content: images.Pixels | list[Decode]
+        if isinstance(found, list):
+            limits = self._frontend.limits()
+            content = [partial(_decode, index, data, *limits) for index, data in enumerate(found)]
+        else:
+            content = found
         timeout = tensors.number(request.parameters, "timeout", "parameters")
         if timeout is not None and timeout > 0:
             allowed = time.monotonic() + timeout / 1e6
@@ -230,9 +228,9 @@ def _version(text: str) -> int:
     return int(text)
 
 
-def _decode(index: int, data: bytes, max_pixels: int, row: images.Pixels) -> None:
+def _decode(index: int, data: bytes, max_pixels: int, effort: images.Effort, row: images.Pixels) -> None:
     height, width, channels = row.shape
     try:
-        row[:] = images.decode(data, (height, width, channels), max_pixels)
+        row[:] = images.decode(data, (height, width, channels), max_pixels, effort)
     except images.ImageError as error:
         raise InvalidInput(f"{tensors.PICTURES_INPUT}[{index}]", str(error)) from None

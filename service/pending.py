@@ -56,7 +56,7 @@ class Request:
 
     __slots__ = (
         "_answer", "_batcher", "_compute_seconds", "_count", "_images", "_queue_seconds", "_rows", "deadline",
-        "size", "submitted", "trace", "unclaimed",
+        "doomed", "size", "submitted", "trace", "unclaimed",
     )  # fmt: skip
 
     def __init__(
@@ -64,6 +64,7 @@ class Request:
     ) -> None:
         self.unclaimed = images  # not yet computing; these count against the queue's bound
         self.size = size  # bytes of its message
+        self.doomed = False  # a batch with images of it has failed, and it is about to be told
         # In seconds on time.monotonic()'s clock.
         self.deadline = deadline
         self.trace: RequestTrace | None = None
@@ -110,8 +111,8 @@ class Request:
 
     @property
     def done(self) -> bool:
-        """Whether it is answered, or nobody waits for it any more."""
-        return self._answer.done()
+        """Whether it is answered, or will be without more compute, or nobody waits for it any more."""
+        return self.doomed or self._answer.done()
 
     def start(self, now: float) -> float:
         """Note that compute begins; returns the seconds it waited."""

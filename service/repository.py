@@ -14,6 +14,7 @@ from service.errors import ModelNotFound, Unavailable
 from service.manifest import MANIFEST_FILE
 from service.metrics import Metrics
 from service.model_config import CONFIG_FILE, ModelConfig, parse, read_model_config
+from service.recovery import Recovery
 from service.routing import Model
 from service.serving import LoadError, ServedModel
 
@@ -45,6 +46,7 @@ class Repository:
         # What a version looked like when it failed to load: it is tried again only when that has changed.
         self._failed: dict[tuple[str, int], object] = {}
         self._started = False
+        self._recovery = Recovery(self._withdraw, self._load_again, changed)
         self._changing = asyncio.Lock()
         self._changes: set[asyncio.Future[None]] = set()
 
@@ -110,11 +112,11 @@ class Repository:
     async def _unload(self, name: str) -> None:
         async with self._changing:
             model = self._models.pop(name, None)
-            if model is None:
+            if not self._recovery.forget(name) and model is None:
                 raise ModelNotFound(f"model: {name!r} is not loaded")
             self._overrides.pop(name, None)
             self._changed()
-            await self._retire(name, model.versions)
+            await self._retire(name, model.versions if model else {})
 
     def find(self, name: str, version: int, sticky: str | None = None) -> ServedModel:
         """The version that answers a request; an empty name means the only model, version 0 the server's choice.
@@ -137,7 +139,7 @@ class Repository:
         ]
         if known:
             last = known[-1]
-            raise Unavailable(f"{last.name} version {last.version} is not ready: {last.reason or last.state}")
+            raise Unavailable(f"{last.name} version {last.version} is not ready: {last.state}; the log says why")
         served = ", ".join(f"{one.manifest.name} {one.manifest.version}" for one in self.models())
         raise ModelNotFound(f"{name!r} version {version or 'any'} is not in the repository; served: {served or 'none'}")
 
@@ -154,7 +156,11 @@ class Repository:
     def ready(self) -> bool:
         """Whether every model that should be served is."""
         # A wrong config.toml beside a version that serves is an error to mend, not a reason to turn callers away.
-        return self._started and all(name in self._models for name in self._config_errors)
+        return self._started and self._models.keys() >= {*self._config_errors, *self._recovery.names}
+
+    def lost(self) -> bool:
+        """Whether only a new process may be able to serve what this one should."""
+        return self._recovery.lost
 
     def config(self, name: str) -> ModelConfig:
         return self._models[name].config
@@ -190,6 +196,7 @@ class Repository:
 
     async def close(self) -> None:
         """Refuse new requests with Unavailable, and finish what is admitted."""
+        self._recovery.close()
         await asyncio.gather(*(served.batcher.close() for served in self.models()))
 
     def _look(self) -> None:
@@ -279,10 +286,34 @@ class Repository:
             log.error("%s", error)
             raise
         self._failed.pop((name, version), None)
-        fresh = ServedModel(loaded, config, self._metrics)
+        fresh = ServedModel(loaded, config, self._metrics, self._recovery.broken)
         self._states[name, version] = VersionState(name, version, READY)
         log.info("loaded %s in %.2f s: %s", fresh.title, time.monotonic() - started, fresh.describe())
         return fresh
+
+    def _withdraw(self, served: ServedModel, reason: str) -> bool:
+        """Give a version no more requests, from now on; False when it is no longer the one that gets them."""
+        name, version = served.manifest.name, served.manifest.version
+        model = self._models.get(name)
+        if model is None or model.versions.get(version) is not served:
+            return False
+        log.error("%s is not ready: %s", served.title, reason)
+        del self._models[name]
+        if rest := {number: other for number, other in model.versions.items() if number != version}:
+            self._models[name] = Model(name, model.config, rest)
+        self._states[name, version] = VersionState(name, version, UNAVAILABLE, reason)
+        self._changed()
+        return True
+
+    async def _load_again(self, name: str, version: int) -> None:
+        """Put a version that was withdrawn back into service, if it is still wanted. Raises LoadError."""
+        async with self._changing:
+            if name not in self._present():
+                raise LoadError(f"{name} is not in the repository", "manifest")
+            self._failed.pop((name, version), None)
+            failures = await self._apply(name)
+            if failures and version not in self.versions(name):
+                raise failures[0]
 
     async def _retire(self, name: str, versions: Mapping[int, ServedModel]) -> None:
         """Let versions go that no new request is given to; requests that chose one before hold it until answered."""

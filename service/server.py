@@ -41,6 +41,10 @@ SERVICES = (
 HEALTH_NAME = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
 
 
+class Lost(StartError):
+    """Only a new process can go on: an engine of a worker is lost, or gRPC has ended by itself."""
+
+
 class Server:
     """One server on one event loop: `await start()`, then `await stop()`."""
 
@@ -66,7 +70,9 @@ class Server:
         self._grpc = self._make_grpc_server()
         self._http: HttpServer | None = None
         self._draining = False
+        self._engine_lost = asyncio.Event()
         self._poll: asyncio.Task[None] | None = None
+        self._grpc_ended: asyncio.Task[Any] | None = None
 
     async def start(self) -> None:
         """Listen, load the models, then report SERVING. Calls that come before that are answered UNAVAILABLE.
@@ -83,6 +89,19 @@ class Server:
             await self.repository.start()
         if self.settings.model_control == "poll":
             self._poll = asyncio.create_task(self._keep_looking(), name="poll")
+
+    async def ended(self, stop: asyncio.Event) -> str:
+        """Wait until `stop` is set, which gives an empty text, or until this process cannot go on: why not."""
+        self._grpc_ended = asyncio.create_task(self._grpc.wait_for_termination(), name="gRPC")
+        waits: dict[asyncio.Task[Any], str] = {asyncio.create_task(stop.wait()): ""}
+        if self._shares_port:  # no liveness probe asks one of several workers
+            waits[asyncio.create_task(self._engine_lost.wait())] = "an engine is lost"
+        try:
+            done, _ = await asyncio.wait({*waits, self._grpc_ended}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for task in waits:
+                task.cancel()
+        return min(waits.get(task, "gRPC has ended by itself") for task in done)
 
     async def stop(self, lame_duck_seconds: float = 0.0) -> None:
         """Drain: report NOT_SERVING, wait the lame-duck time, refuse new calls, answer every accepted one.
@@ -103,6 +122,9 @@ class Server:
         await asyncio.wait({closing}, timeout=self.settings.drain_seconds)
         await self._grpc.stop(max(0.0, deadline - time.monotonic()))
         await closing
+        if self._grpc_ended is not None:  # not cancelled: what it waits for is what gRPC's own stop waits for
+            await asyncio.wait({self._grpc_ended})
+            self._grpc_ended.exception()
         self._decoders.shutdown()
         if self._tracing is not None:
             await asyncio.to_thread(self._tracing.close)
@@ -145,9 +167,11 @@ class Server:
         # A worker's own metrics are for its supervisor, on this machine; the page is the supervisor's.
         metrics_host = "127.0.0.1" if self._shares_port else settings.metrics_host or settings.host
         try:
+            health = self._health
             self._http = HttpServer(
-                metrics_host, settings.metrics_port, self.metrics.registry, lambda: self._health.is_serving,
-                Page(settings, self.port) if settings.page and not self._shares_port else None,
+                metrics_host, settings.metrics_port, self.metrics.registry,
+                ready=lambda: health.is_serving, live=lambda: health.is_live,
+                page=Page(settings, self.port) if settings.page and not self._shares_port else None,
             )  # fmt: skip
         except OSError as error:
             raise StartError(
@@ -169,7 +193,10 @@ class Server:
         if self._draining:
             return
         whole = ("", *SERVICES) if self.repository.ready() else ()
-        self._health.serving((*whole, *self.repository.names()))
+        lost = self.repository.lost()
+        self._health.serving((*whole, *self.repository.names()), live=not lost)
+        if lost:
+            self._engine_lost.set()
 
 
 def serve(settings: Settings, started: Callable[[Server], None]) -> None:
@@ -204,8 +231,8 @@ def limits(settings: Settings) -> list[tuple[str, int]]:
 async def run(settings: Settings, started: Callable[[Server], None]) -> None:
     """Serve until SIGTERM or SIGINT, then drain; a second signal stops at once. SIGHUP looks for new versions.
 
-    Calls `started` once the models are ready. Raises what Server.start raises, and CancelledError when a second
-    signal came before everything accepted was answered.
+    Calls `started` once the models are ready. Raises what Server.start raises, CancelledError when a second signal
+    came before everything accepted was answered, and Lost when this process cannot go on.
     """
     loop = asyncio.get_running_loop()
     main = asyncio.current_task()
@@ -227,7 +254,7 @@ async def run(settings: Settings, started: Callable[[Server], None]) -> None:
         refreshes.add(task)
         task.add_done_callback(refreshes.discard)
 
-    lame_duck_seconds = 0.0
+    lame_duck_seconds, problem = 0.0, ""
     try:
         await server.start()
         # What is there now stays: the collector need not look through it again and again.
@@ -235,7 +262,9 @@ async def run(settings: Settings, started: Callable[[Server], None]) -> None:
         gc.freeze()
         started(server)
         loop.add_signal_handler(signal.SIGHUP, on_hangup)
-        await stop.wait()
+        problem = await server.ended(stop)
         lame_duck_seconds = settings.lame_duck_seconds
     finally:
         await server.stop(lame_duck_seconds)
+    if problem:
+        raise Lost(problem)

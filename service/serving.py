@@ -6,6 +6,7 @@ import ctypes
 import gc
 import logging
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -54,7 +55,10 @@ class Loaded:
 class ServedModel:
     """One version, ready to answer. To be used from one event loop."""
 
-    def __init__(self, loaded: Loaded, config: ModelConfig, metrics: Metrics) -> None:
+    def __init__(
+        self, loaded: Loaded, config: ModelConfig, metrics: Metrics, broken: Callable[[ServedModel], None]
+    ) -> None:
+        """`broken` is called when its engine fails batch after batch."""
         self.manifest = loaded.manifest
         self.engine = loaded.engines[0]
         self.compute = loaded.compute
@@ -67,6 +71,7 @@ class ServedModel:
             target_latency=loaded.compute.target_latency,
             observer=self.metrics,
             in_background=loaded.compute.in_background,
+            broken=lambda: broken(self),
         )
         self.cache: ResponseCache | None = None
         self.drift: DriftWindow | None = None
@@ -206,8 +211,13 @@ def _open_in(folder: Path, manifest: Manifest, compute: Compute, provider: str, 
     )
     if engine.image_shape != manifest.image_shape:
         raise EngineError(f"the graph takes {engine.image_shape}, the manifest says {manifest.image_shape}")
-    engine.warm_up()
-    engine.check_golden(folder / GOLDEN_FILE)
+    try:
+        engine.warm_up()
+        engine.check_golden(folder / GOLDEN_FILE)
+    except EngineError:
+        raise
+    except Exception as error:  # whatever the provider raises when it cannot compute what it has loaded
+        raise EngineError(f"it loads and does not compute on {engine.provider}: {error}") from error
     return engine
 
 

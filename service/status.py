@@ -24,6 +24,7 @@ _CODES: dict[type[errors.ServiceError], grpc.StatusCode] = {
     errors.DeadlineExceeded: grpc.StatusCode.DEADLINE_EXCEEDED,
     errors.Unavailable: grpc.StatusCode.UNAVAILABLE,
     errors.InternalError: grpc.StatusCode.INTERNAL,
+    errors.OutOfMemory: grpc.StatusCode.RESOURCE_EXHAUSTED,
 }
 _BY_NUMBER = {code.value[0]: code for code in grpc.StatusCode}
 
@@ -33,7 +34,7 @@ def from_error(error: Exception) -> status_pb2.Status:
     if not isinstance(error, errors.ServiceError):
         error_id = secrets.token_hex(8)
         log.error("internal error %s", error_id, exc_info=error)
-        error = errors.InternalError(error_id)
+        error = (errors.OutOfMemory if isinstance(error, MemoryError) else errors.InternalError)(error_id)
     number: int = _CODES[type(error)].value[0]
     status = status_pb2.Status(code=number, message=str(error))
     if (detail := _detail(error)) is not None:
@@ -60,5 +61,6 @@ def _detail(error: errors.ServiceError) -> Any:
         info.retry_delay.FromNanoseconds(round(error.retry_after * 1e9))
         return info
     if isinstance(error, errors.InternalError):
-        return error_details_pb2.ErrorInfo(reason="INTERNAL", domain=_DOMAIN, metadata={"error_id": error.error_id})
+        reason = "OUT_OF_MEMORY" if isinstance(error, errors.OutOfMemory) else "INTERNAL"
+        return error_details_pb2.ErrorInfo(reason=reason, domain=_DOMAIN, metadata={"error_id": error.error_id})
     return None

@@ -108,8 +108,9 @@ class _Supervisor:
         page = Page(self._settings, self._settings.port) if self._settings.page else None
         try:
             http = HttpServer(
-                host, metrics_port, self._registry, lambda: bool(self._ready) and not self._stop.is_set(), page
-            )
+                host, metrics_port, self._registry,
+                ready=lambda: bool(self._ready) and not self._stop.is_set(), live=lambda: True, page=page,
+            )  # fmt: skip
         except OSError as error:
             raise StartError(f"metrics_port: cannot listen on {host}:{metrics_port}: {error.strerror}") from None
         looking = asyncio.create_task(self._keep_looking())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -10,8 +11,9 @@ from cifarserve.v1 import classifier_pb2
 from inference import grpc_predict_v2_pb2
 from PIL import Image
 
+from tests import colour_model
+
 CORPUS = Path(__file__).parent / "corpus"
-ROOT = Path(__file__).parents[2]
 
 
 def main() -> None:
@@ -56,7 +58,9 @@ def main() -> None:
     for name, message in contents.items():
         (CORPUS / "tensors" / name).write_bytes(message.SerializeToString())
 
-    (CORPUS / "documents" / "manifest").write_bytes((ROOT / "models/cifar10/2/manifest.json").read_bytes())
+    with tempfile.TemporaryDirectory() as folder:
+        version = colour_model.publish(Path(folder), baseline=colour_model.BASELINE)
+        (CORPUS / "documents" / "manifest").write_bytes((version / "manifest.json").read_bytes())
     text = 'versions = "latest 2"\ntraffic = { 1 = 95, 2 = 5 }\nshadow = 3\nprovider = "cpu"\nbuckets = [8]\n'
     (CORPUS / "documents" / "config").write_text(text + "provider_options = { a = 1 }\n")
 

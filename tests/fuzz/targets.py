@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 from cifarserve.v1 import classifier_pb2
-from google.protobuf.message import DecodeError
+from google.protobuf.message import DecodeError, Message
 from inference import grpc_predict_v2_pb2
 
 from service import classifier, images, model_config, tensors
@@ -19,13 +19,14 @@ from service.manifest import ManifestError, read_manifest
 
 SHAPE = (32, 32, 3)
 MOST_PIXELS = 1 << 20  # so that a small picture that unpacks to a large one takes no seconds
+MOST_SECONDS = 5.0
 SETTINGS = Settings()
 
 
 def pictures(data: bytes) -> None:
     """What a caller sends as an encoded picture."""
     with suppress(images.ImageError):
-        decoded = images.decode(data, SHAPE, MOST_PIXELS)
+        decoded = images.decode(data, SHAPE, MOST_PIXELS, images.Effort(MOST_SECONDS))
         assert (decoded.shape, decoded.dtype) == (SHAPE, np.uint8)
 
 
@@ -58,7 +59,7 @@ def requests(data: bytes) -> None:
             return
         row = np.empty(SHAPE, np.uint8)
         for index, image in enumerate(request.images):
-            classifier._decode(index, image, MOST_PIXELS, row)
+            classifier._decode(index, image, MOST_PIXELS, images.Effort(MOST_SECONDS), row)
 
 
 def documents(data: bytes) -> None:
@@ -72,6 +73,11 @@ def documents(data: bytes) -> None:
 
 TARGETS: dict[str, Callable[[bytes], None]] = {
     "pictures": pictures, "tensors": tensors_, "requests": requests, "documents": documents,
+}  # fmt: skip
+
+
+MESSAGES: dict[str, type[Message]] = {
+    "tensors": grpc_predict_v2_pb2.ModelInferRequest, "requests": classifier_pb2.ClassifyRequest,
 }  # fmt: skip
 
 

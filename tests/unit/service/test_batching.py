@@ -33,6 +33,7 @@ class Recorder:
         self.batches: list[tuple[int, int]] = []
         self.queue_images = 0
         self.waited = 0
+        self.failures = 0
         self.lost: Counter[str] = Counter()
 
     def queue_changed(self, images: int) -> None:
@@ -48,6 +49,9 @@ class Recorder:
 
     def predicted(self, probabilities: np.ndarray) -> None:
         assert len(probabilities) == self.batches[-1][0]
+
+    def failed(self) -> None:
+        self.failures += 1
 
     def dropped(self, reason: str, images: int) -> None:
         self.lost[reason] += images
@@ -308,6 +312,55 @@ def test_an_engine_that_raises_fails_its_batch_and_no_other(model: Path) -> None
         assert_answers(await after, images)
 
     run(model, scenario)
+
+
+def test_the_rest_of_a_request_whose_batch_failed_is_not_computed(model: Path) -> None:
+    images = colour_model.distinct(BATCH + 4)
+    images[:BATCH] = 255
+    asked: list[int] = []
+
+    class Counting(HeldEngine):
+        def compute(self, parts: Sequence[np.ndarray]) -> Outputs:
+            asked.append(sum(map(len, parts)))
+            return super().compute(parts)
+
+    async def scenario(batcher: Batcher, engine: HeldEngine, recorder: Recorder) -> None:
+        broken = start(batcher, images)
+        await engine.busy()
+        engine.let()
+        time.sleep(0.05)  # noqa: ASYNC251  # the engine goes on before the loop can tell the caller
+        with pytest.raises(RuntimeError, match="the engine broke"):
+            await broken
+        assert recorder.queue_images == 0
+
+    run(model, scenario, engine_type=Counting)
+    assert asked == [BATCH]
+
+
+@pytest.mark.parametrize(
+    ("outcomes", "calls"), [("FFF", 1), ("FFAFF", 0), ("FFFFF", 1), ("FFAFFFAFFF", 2), ("MMMM", 0), ("FFMF", 1)]
+)
+def test_an_engine_that_fails_batch_after_batch_is_reported_once(model: Path, outcomes: str, calls: int) -> None:
+    """F: the engine fails; M: there is no memory, which is no fault of its; A: it answers."""
+    left = list(outcomes)
+    reports: list[int] = []
+
+    class Failing(HeldEngine):
+        def compute(self, parts: Sequence[np.ndarray]) -> Outputs:
+            outcome = left.pop(0)
+            if outcome != "A":
+                raise MemoryError if outcome == "M" else RuntimeError("lost")
+            return Engine.compute(self, parts)
+
+    async def scenario(batcher: Batcher, engine: HeldEngine, recorder: Recorder) -> None:
+        batcher._broken = lambda: reports.append(recorder.failures)
+        for outcome in outcomes:
+            (ended,) = await asyncio.gather(classify(batcher, colour_model.distinct(1)), return_exceptions=True)
+            assert isinstance(ended, Answer) == (outcome == "A")
+
+    recorder = run(model, scenario, engine_type=Failing)
+    assert len(reports) == calls
+    assert recorder.failures == len(outcomes) - outcomes.count("A")
 
 
 def test_closing_refuses_new_requests_and_finishes_the_accepted_ones(model: Path) -> None:

@@ -40,8 +40,10 @@ def test_the_corpus_and_pieces_of_it(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(importlib.util.find_spec("atheris") is None, reason="needs atheris, which is not for this Python")
-@pytest.mark.parametrize("target", TARGETS)
-def test_what_the_fuzzer_finds_in_a_moment_is_taken_or_refused(tmp_path: Path, target: str) -> None:
+@pytest.mark.parametrize(
+    "target", [(one,) for one in TARGETS] + [(one, "--fields") for one in TARGETS if one != "pictures"], ids=" ".join
+)
+def test_what_the_fuzzer_finds_in_a_moment_is_taken_or_refused(tmp_path: Path, target: tuple[str, ...]) -> None:
     flags = (f"-runs={INPUTS}", "-timeout=30", "-rss_limit_mb=4096", "-seed=1", "-max_len=4096")
-    said = run(tmp_path, "-m", "tests.fuzz.run", target, *flags)
+    said = run(tmp_path, "-m", "tests.fuzz.run", *target, *flags)
     assert f"Done {INPUTS} runs" in said

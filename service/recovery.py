@@ -1,0 +1,78 @@
+"""Versions whose engine has stopped computing: out of service at once, and loaded again until that works.
+
+A device that was lost fails every batch that comes after. In the same process it may stay lost: what does not load
+again for that reason is told to the liveness probe, or ends the worker, so that a new process gets a try.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+
+from service.serving import LoadError, ServedModel
+
+_FIRST_DELAY, _LONGEST_DELAY = 1.0, 60.0  # seconds between two tries: doubled at each
+
+
+class Recovery:
+    """To be used from one event loop."""
+
+    def __init__(
+        self,
+        withdraw: Callable[[ServedModel, str], bool],
+        load: Callable[[str, int], Awaitable[None]],
+        changed: Callable[[], None],
+    ) -> None:
+        """`withdraw` takes a version out of service, for a reason, and says whether it still was in service; `load`
+        puts one back there, or raises LoadError; `changed` is called whenever `lost` may have.
+        """
+        self._withdraw, self._load, self._changed = withdraw, load, changed
+        self._under_way: dict[tuple[str, int], asyncio.Task[None]] = {}
+        self._lost: set[tuple[str, int]] = set()
+
+    @property
+    def names(self) -> set[str]:
+        """The models of which a version is out of service."""
+        return {name for name, _ in self._under_way}
+
+    @property
+    def lost(self) -> bool:
+        """Whether an engine could not be opened again: another process may be able to."""
+        return bool(self._lost)
+
+    def broken(self, served: ServedModel) -> None:
+        """Its engine fails batch after batch."""
+        key = served.manifest.name, served.manifest.version
+        if self._withdraw(served, "its engine failed several batches in a row; it is being loaded again"):
+            self._under_way[key] = asyncio.create_task(self._recover(served, *key), name="recovery")
+
+    def forget(self, name: str) -> bool:
+        """Try no more to bring this model back; says whether anything was tried."""
+        keys = [key for key in self._under_way if key[0] == name]
+        for key in keys:
+            self._under_way.pop(key).cancel()
+            self._lost.discard(key)
+        return bool(keys)
+
+    def close(self) -> None:
+        for name in self.names:
+            self.forget(name)
+
+    async def _recover(self, served: ServedModel, name: str, version: int) -> None:
+        # It can only be opened again when the memory of the broken one is free.
+        await served.close(replaced=False)
+        del served
+        delay = _FIRST_DELAY
+        while True:
+            try:
+                await self._load(name, version)
+                break
+            except LoadError as error:
+                if error.reason == "engine":
+                    self._lost.add((name, version))
+                    self._changed()
+            await asyncio.sleep(delay)
+            delay = min(2 * delay, _LONGEST_DELAY)
+        self._lost.discard((name, version))
+        self._under_way.pop((name, version), None)
+        self._changed()
