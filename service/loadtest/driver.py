@@ -136,8 +136,9 @@ async def main() -> None:
     _say({"ready": True})
     if not await loop.run_in_executor(None, sys.stdin.readline):
         return
-    asyncio.ensure_future(_end_with_input(driver))  # noqa: RUF006 - it ends with the loop
+    ending = asyncio.create_task(_end_with_input(driver))  # held: nothing else refers to it, nor to its reader
     await driver.run(senders, _say)
+    ending.cancel()
     await asyncio.gather(*(sender.close() for sender in senders))
 
 

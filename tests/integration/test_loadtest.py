@@ -173,7 +173,7 @@ def test_an_interrupted_test_keeps_what_was_measured(models: Path, tmp_path: Pat
 
 def test_a_stream_can_be_asked_at_a_rate_and_is_opened_again(models: Path, tmp_path: Path) -> None:
     colour_model.publish(models)
-    with serving(models, tmp_path / "log", "--max-connection-age-seconds", 1) as server:
+    with serving(models, tmp_path / "log", "--max-connection-age-seconds", 1, "--drain-seconds", 1) as server:
         flags = ("--rate", 50, "--stream", "--seconds", 4, "--stable", 0)
         (one,) = loadtest(server, tmp_path / "out.json", *flags)["levels"]
         streams = server.metric("grpc_server_started_total", grpc_method="ClassifyStream")
