@@ -21,7 +21,8 @@ from typing import Any
 import grpc
 import numpy as np
 import onnxruntime
-from inference import grpc_predict_v2_pb2 as oip
+
+from service.loadtest.plan import open_inference
 
 FOLDER = Path(__file__).resolve().parent / "peers"
 CACHE = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "cifarserve" / "peers"
@@ -113,6 +114,7 @@ def _making(python: str, folder: Path, packages: list[str]) -> list[list[str]]:
 
 
 def infer(target: str, model: str, images: np.ndarray) -> np.ndarray:
+    oip = open_inference()
     request = oip.ModelInferRequest(model_name=model)
     request.inputs.add(name="image", datatype="UINT8", shape=images.shape)
     request.raw_input_contents.append(images.tobytes())

@@ -28,7 +28,7 @@ from pathlib import Path
 
 from service.client import Client, Options
 from tests import colour_model
-from tests.fuzz import mutate, targets
+from tests.fuzz import mutate
 from tests.integration.server_process import ServerProcess, serving
 
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
@@ -74,8 +74,11 @@ class Inputs:
     """Makes one input after the other from a seed."""
 
     def __init__(self, seed: int) -> None:
+        from tests.fuzz import targets  # here, as tritonclient's stubs cannot be in one process with these
+
         self.chance = random.Random(seed)
         self.seeds = {name: targets.seeds(name) for name in METHODS}
+        self.messages = targets.MESSAGES
         self.kinds: tuple[Callable[[], bytes], ...] = (
             self.any_bytes, self.any_frames, self.any_headers, self.any_prefix, self.any_message, self.any_fields,
             self.a_part, self.a_flood,
@@ -139,7 +142,7 @@ class Inputs:
 
     def any_fields(self) -> bytes:
         name = self.chance.choice(sorted(METHODS))
-        change = mutate.of_messages(targets.MESSAGES[name])
+        change = mutate.of_messages(self.messages[name])
         message = change(self.chance.choice(self.seeds[name]), 1 << 20, self.chance.randrange(1 << 32))
         return sent(call(self.chance.choice(METHODS[name]), message))
 

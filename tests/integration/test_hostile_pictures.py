@@ -10,9 +10,9 @@ import grpc
 import pytest
 from cifarserve.v1 import classifier_pb2 as pb
 from cifarserve.v1 import classifier_pb2_grpc as pb_grpc
-from inference import grpc_predict_v2_pb2 as oip
-from inference import grpc_predict_v2_pb2_grpc as oip_grpc
 from PIL import Image
+from tritonclient.grpc import service_pb2 as oip
+from tritonclient.grpc import service_pb2_grpc as oip_grpc
 
 from service.client import to_client_error
 from tests import colour_model

@@ -25,7 +25,9 @@ def test_mutated_frames_headers_and_messages(tmp_path: Path) -> None:
     assert done.returncode == 0, f"{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
     result = json.loads(done.stdout)
     assert result["inputs"] == 400
-    assert {name.split(":")[0] for name in result["ended"]} == {kind.__name__ for kind in wire.Inputs(0).kinds}
+    assert {name.split(":")[0] for name in result["ended"]} == {
+        name for name in vars(wire.Inputs) if name.startswith(("a_", "any_"))
+    }
     for status in ("0", "3"):  # some are good all the same; some are refused by our own checks
         assert any(name.endswith(f"status {status}") for name in result["ended"]), status
 
