@@ -30,9 +30,9 @@ from training.datasets import LabelledImages
 CALIBRATION_IMAGES = 256
 PERCENTILE = 99.99
 BATCH = 64
-# A little above the export's gate of 99% on the test split. More would cost speed: the shipped network (99.1% on the
-# validation images and 99.5% on the test split with its first layer in float) runs at half the pace with one more.
-ENOUGH_AGREEMENT = 0.991
+# The export's gate, which asks the same of the test split. More costs speed: the shipped network passes with every layer
+# in int8, and has half the pace where 99.2% on validation are asked for, which leaves two in float.
+ENOUGH_AGREEMENT = 0.99
 LAYERS = ("Conv", "Gemm", "MatMul")
 # Pooling keeps its input's scale, so that a chain of layers stays in int8 throughout.
 QUANTISED = (*LAYERS, "MaxPool")
