@@ -30,8 +30,8 @@ from training.datasets import LabelledImages
 CALIBRATION_IMAGES = 256
 PERCENTILE = 99.99
 BATCH = 64
-# The export's gate, which asks the same of the test split. More costs speed: the shipped network passes with every layer
-# in int8, and has half the pace where 99.2% on validation are asked for, which leaves two in float.
+# The export's gate, which asks the same of the test split. More costs speed: the shipped network passes with every
+# layer in int8, and has half the pace where 99.2% on validation are asked for, which leaves one in float.
 ENOUGH_AGREEMENT = 0.99
 LAYERS = ("Conv", "Gemm", "MatMul")
 # Pooling keeps its input's scale, so that a chain of layers stays in int8 throughout.
