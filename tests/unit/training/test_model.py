@@ -53,6 +53,7 @@ def test_the_tutorial_network_takes_other_shapes(shape: tuple[int, int, int]) ->
 
 def test_an_unknown_network_is_named_beside_the_known() -> None:
     with pytest.raises(
-        TrainingError, match="no architecture 'vgg'; known: mnist, numpy, record, scratch, simple, tutorial"
+        TrainingError,
+        match="no architecture 'vgg'; known: mnist, numpy, record, record_gelu, scratch, simple, tutorial",
     ):
         architectures.build("vgg", (32, 32, 3), 10)

@@ -127,7 +127,8 @@ def test_nothing_to_train_is_an_error(flags: list[str], capsys: pytest.CaptureFi
 
 
 def test_every_recipe_is_in_the_lineage_and_its_network_takes_the_pictures() -> None:
-    assert {entry.recipe for entry in LINEAGE} == set(RECIPES)
+    others = {"sprint", "long", "averaged"}  # of the record network, which is there once
+    assert {entry.recipe for entry in LINEAGE} == set(RECIPES) - others
     for entry in LINEAGE:
         assert architectures.build(named(entry.recipe).architecture, entry.image_shape, 10) is not None
 
