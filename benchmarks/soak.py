@@ -4,9 +4,9 @@
 
 A server of a model whose right answers are known (tests/colour_model.py) gets, from several callers at once: single
 images and many, pictures as PNG and JPEG, streams, pictures that are none, deadlines that cannot be met, calls that are
-cancelled, and every few seconds a new version. Its resident memory, file descriptors and threads are read every second.
-Prints JSON, also to --out; the exit status is 1 if an answer was wrong, a call ended otherwise than it may, or one of
-the three grew from the second quarter of the run to the last.
+cancelled, and every few seconds a new version. Its resident memory, file descriptors, threads and the tasks on its
+event loop are read every second. Prints JSON, also to --out; the exit status is 1 if an answer was wrong, a call ended
+otherwise than it may, or one of the four grew from the second quarter of the run to the last.
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ from tests.integration.server_process import ServerProcess, serving  # noqa: E40
 
 CALLERS = 8
 RELOAD_SECONDS = 5.0
-MAY_GROW = {"resident_mib": 1.05, "descriptors": 1.1, "threads": 1.1}  # times; and by this much at least:
-MAY_ADD = {"resident_mib": 8.0, "descriptors": 8.0, "threads": 4.0}
+MAY_GROW = {"resident_mib": 1.05, "descriptors": 1.1, "threads": 1.1, "tasks": 1.1}  # times; and by this much at least:
+MAY_ADD = {"resident_mib": 8.0, "descriptors": 8.0, "threads": 4.0, "tasks": 8.0}
 # One of several million floats may fall on the other side of a rounding.
 TOLERANCE = 1e-4
 
@@ -125,20 +125,22 @@ class Traffic:
 ALLOWED = {"bad": {"INVALID_ARGUMENT"}, "late": {"OK", "DEADLINE_EXCEEDED"}, "cancelled": {"gone"}}
 
 
-def holdings(process: int) -> dict[str, float]:
-    """What a process holds now."""
+def holdings(server: ServerProcess) -> dict[str, float]:
+    """What the server holds now."""
+    process = server.process.pid
     status = dict(line.split(":", 1) for line in Path(f"/proc/{process}/status").read_text().splitlines())
     return {
         "resident_mib": int(status["VmRSS"].split()[0]) / 1024,
         "descriptors": sum(1 for _ in Path(f"/proc/{process}/fd").iterdir()),
         "threads": int(status["Threads"]),
+        "tasks": server.metric("cifarserve_event_loop_tasks"),
     }
 
 
-async def watch(process: int, deadline: float) -> list[dict[str, float]]:
+async def watch(server: ServerProcess, deadline: float) -> list[dict[str, float]]:
     samples = []
     while time.monotonic() < deadline:
-        samples.append(holdings(process))
+        samples.append(await asyncio.to_thread(holdings, server))
         await asyncio.sleep(1)
     return samples
 
@@ -163,7 +165,7 @@ async def soak(server: ServerProcess, models: Path, seconds: float) -> dict[str,
     async with grpc.aio.insecure_channel(server.target) as channel:
         callers = [Traffic(pb_grpc.ClassifierStub(channel), seed) for seed in range(CALLERS)]
         samples, versions, *_ = await asyncio.gather(
-            watch(server.process.pid, deadline),
+            watch(server, deadline),
             publish(models, deadline),
             *(caller.go_on_until(deadline) for caller in callers),
         )

@@ -3,6 +3,9 @@
 Counters and histograms are summed, over workers that have died too, with the last values that were seen of them: what
 Prometheus reads never goes back because a worker was restarted. Gauges are merged as GAUGES says, over the living. Of
 exemplars, which only OpenMetrics' format has, the newest is kept.
+
+Each worker forgets a version that has left the repository, at a moment of its own. This page forgets it before all of
+them: the sum over some of them only would be a counter that went back.
 """
 
 from __future__ import annotations
@@ -10,6 +13,7 @@ from __future__ import annotations
 import http.client
 import math
 import threading
+import time
 import urllib.request
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -20,6 +24,8 @@ from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.registry import Collector
 from prometheus_client.samples import Sample
 
+from service.metrics import KEPT_SECONDS
+
 _TIMEOUT = 2.0  # seconds, for a worker's page
 _SUMMED = frozenset({"counter", "histogram", "summary"})
 _Merge = Callable[[Iterable[float]], float]
@@ -28,12 +34,15 @@ GAUGES: dict[str, _Merge] = {
     "cifarserve_queue_images": math.fsum,
     "cifarserve_queue_limit_images": math.fsum,
     "cifarserve_cache_bytes": math.fsum,
+    "cifarserve_event_loop_tasks": math.fsum,
     "process_resident_memory_bytes": math.fsum,
     "process_virtual_memory_bytes": math.fsum,
     "process_open_fds": math.fsum,
     "process_start_time_seconds": min,
     "cifarserve_certificate_expiry_timestamp_seconds": min,
 }
+_STATES = "cifarserve_model_state"  # has a series for every version that a worker knows of
+_FORGOTTEN_AFTER = KEPT_SECONDS / 2
 _Key = tuple[str, frozenset[tuple[str, str]]]
 
 
@@ -46,6 +55,7 @@ class MergedMetrics(Collector):
         self._lock = threading.Lock()
         self._seen: dict[str, list[Metric]] = {}  # last page of each living worker
         self._past: list[Metric] = []  # the sums of those that are gone
+        self._gone: dict[tuple[str, str], float] = {}  # versions that no worker knows any more; time.monotonic()
         self._readers = ThreadPoolExecutor(8, "metrics")
 
     def add(self, url: str) -> None:
@@ -66,15 +76,37 @@ class MergedMetrics(Collector):
             with self._lock:
                 if families and url in self._seen:
                     self._seen[url] = families
+        with self._lock:
+            self._forget_versions()
 
     def collect(self) -> Iterable[Metric]:
         self.look()
         with self._lock:
             return merge([self._past, *self._seen.values()])
 
+    def _forget_versions(self) -> None:
+        pages = [self._past, *self._seen.values()]
+        known = {
+            _version(sample) for page in pages for family in page if family.name == _STATES for sample in family.samples
+        }
+        counted = {_version(sample) for page in pages for family in page for sample in family.samples}
+        now = time.monotonic()
+        self._gone = {version: self._gone.get(version, now) for version in counted - known if version}
+        forgotten = {version for version, since in self._gone.items() if now - since >= _FORGOTTEN_AFTER}
+        if forgotten:
+            for page in pages:
+                for family in page:
+                    family.samples = [sample for sample in family.samples if _version(sample) not in forgotten]
+
     def describe(self) -> Iterable[Metric]:
         """Nothing beforehand: what there is, the workers say."""
         return ()
+
+
+def _version(sample: Sample) -> tuple[str, str] | None:
+    """The model and version that a series is of."""
+    labels = sample.labels
+    return (labels["model"], labels["version"]) if "model" in labels and labels.get("version") else None
 
 
 def merge(pages: Iterable[list[Metric]]) -> list[Metric]:

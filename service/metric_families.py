@@ -7,10 +7,12 @@ from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client.metrics import MetricWrapperBase
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
 _Kind = TypeVar("_Kind", bound=Metric)
+_Made = TypeVar("_Made", bound=MetricWrapperBase)
 
 
 @dataclass(frozen=True)
@@ -27,19 +29,22 @@ class Families:
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
         self.described: list[Family] = []
+        self._made: list[tuple[MetricWrapperBase, tuple[str, ...]]] = []
 
     def counter(self, name: str, documentation: str, *labels: str) -> Counter:
         """`name` is without `_total`, which Prometheus' client adds."""
         self._describe(f"{name}_total", "counter", labels, documentation)
-        return Counter(name, documentation, labels, registry=self.registry)
+        return self._keep(Counter(name, documentation, labels, registry=self.registry), labels)
 
     def gauge(self, name: str, documentation: str, *labels: str) -> Gauge:
         self._describe(name, "gauge", labels, documentation)
-        return Gauge(name, documentation, labels, registry=self.registry)
+        return self._keep(Gauge(name, documentation, labels, registry=self.registry), labels)
 
     def histogram(self, name: str, documentation: str, *labels: str, buckets: Iterable[float]) -> Histogram:
         self._describe(name, "histogram", labels, documentation)
-        return Histogram(name, documentation, labels, buckets=tuple(buckets), registry=self.registry)
+        return self._keep(
+            Histogram(name, documentation, labels, buckets=tuple(buckets), registry=self.registry), labels
+        )
 
     def at_scrape(
         self, kind: Callable[..., _Kind], name: str, documentation: str, *labels: str, fill: Callable[[_Kind], None]
@@ -49,6 +54,16 @@ class Families:
         family = kind(name, documentation, labels=labels)
         self._describe(name + "_total" * (family.type == "counter"), family.type, labels, documentation)
         self.registry.register(collector)
+
+    def remove(self, **labels: str) -> None:
+        """Remove every series with these labels, from the families that have them all and are no `at_scrape`."""
+        for metric, names in self._made:
+            if labels.keys() <= set(names):
+                metric.remove_by_labels(labels)
+
+    def _keep(self, metric: _Made, labels: tuple[str, ...]) -> _Made:
+        self._made.append((metric, labels))
+        return metric
 
     def _describe(self, name: str, kind: str, labels: tuple[str, ...], documentation: str) -> None:
         self.described.append(Family(name, kind, labels, documentation))

@@ -1,10 +1,12 @@
 """Prometheus metrics of the service. Names and labels follow Prometheus' conventions: base units, `_total`.
 
-Label values are bounded: a model that is not served counts under an empty name, never under what a client sent.
+Label values are bounded: a model that is not served counts under an empty name, never under what a client sent, and
+the series of a version that is gone go too, once Prometheus has had the time to read their last values.
 """
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Callable, Iterable
 from contextlib import suppress
@@ -29,6 +31,8 @@ CONFIDENCES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99, 1.0)
 DISTANCES = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
 # The codes that count against the objective, as in deploy/prometheus/rules.yml.
 FAILURES = ("INTERNAL", "UNAVAILABLE", "RESOURCE_EXHAUSTED", "DEADLINE_EXCEEDED")
+# How long the series of a version stay after it has left the repository: many times what lies between two scrapes.
+KEPT_SECONDS = 600.0
 _VERSION = ("model", "version")
 _OF_GPUS = (
     ("utilization_ratio", "Share of the time in which a GPU ran anything", Gpus.utilization),
@@ -83,6 +87,11 @@ class Metrics:
             GaugeMetricFamily, "cifarserve_certificate_expiry_timestamp_seconds",
             "When the server's certificate ends, in Unix time; absent without TLS.", fill=self._fill_certificate,
         )  # fmt: skip
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self.families.at_scrape(
+            GaugeMetricFamily, "cifarserve_event_loop_tasks",
+            "Tasks on the event loop: the calls in progress, and the server's own.", fill=self._fill_tasks,
+        )  # fmt: skip
         self._gpus: Gpus | None = None
         for name, documentation, ask in _OF_GPUS:
             self.families.at_scrape(
@@ -90,6 +99,7 @@ class Metrics:
                 fill=partial(self._fill_gpus, ask),
             )  # fmt: skip
         self._predictions: dict[tuple[str, str], Predictions] = {}
+        self._gone: dict[tuple[str, str], float] = {}  # since when, by time.monotonic()
         self.families.at_scrape(
             CounterMetricFamily, "cifarserve_predicted_images", "Images computed, by predicted class.",
             *_VERSION, "class", fill=self._fill_predicted,
@@ -105,6 +115,15 @@ class Metrics:
         if key not in self._predictions or self._predictions[key].labels != labels:
             self._predictions[key] = Predictions(labels)
         return VersionMetrics(self, *key, self._predictions[key])
+
+    def forget_all_but(self, there: Iterable[tuple[str, int]]) -> None:
+        """Drop the series of every (model, version) that has not been among `there` for KEPT_SECONDS."""
+        now = time.monotonic()
+        gone = self._predictions.keys() - {(model, str(version)) for model, version in there}
+        self._gone = {key: self._gone.get(key, now) for key in gone}
+        for model, version in [key for key, since in self._gone.items() if now - since >= KEPT_SECONDS]:
+            del self._gone[model, version], self._predictions[model, version]
+            self.families.remove(model=model, version=version)
 
     def watch_states(self, states: Callable[[], Iterable[tuple[str, int, str]]]) -> None:
         """Ask this for (model, version, state) of every version in the repository, at every scrape."""
@@ -122,6 +141,10 @@ class Metrics:
         """Ask this at every scrape for the Unix time at which the certificate ends."""
         self._certificate_expires = expires
 
+    def watch_loop(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Count this loop's tasks at every scrape."""
+        self._loop = loop
+
     def watch_gpus(self, gpus: Gpus | None) -> None:
         """Ask these GPUs at every scrape."""
         self._gpus = gpus
@@ -136,6 +159,10 @@ class Metrics:
     def _fill_certificate(self, family: GaugeMetricFamily) -> None:
         if self._certificate_expires is not None:
             family.add_metric((), self._certificate_expires())
+
+    def _fill_tasks(self, family: GaugeMetricFamily) -> None:
+        if self._loop is not None:
+            family.add_metric((), len(asyncio.all_tasks(self._loop)))
 
     def _fill_gpus(self, ask: Callable[[Gpus], Iterable[tuple[str, float]]], family: GaugeMetricFamily) -> None:
         if self._gpus is not None:

@@ -208,6 +208,7 @@ class Repository:
         for key in self._states.keys() - there:
             if self._states[key].state == UNAVAILABLE:
                 del self._states[key]
+        self._metrics.forget_all_but(self._states)
 
     def _present(self) -> set[str]:
         return folders.model_names(self._settings.model_repository)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import logging
 import signal
@@ -71,7 +72,8 @@ class Server:
         self._http: HttpServer | None = None
         self._draining = False
         self._engine_lost = asyncio.Event()
-        self._poll: asyncio.Task[None] | None = None
+        self.look_again = asyncio.Event()  # set it for a look into the repository once the server has started
+        self._looking: asyncio.Task[None] | None = None
         self._grpc_ended: asyncio.Task[Any] | None = None
 
     async def start(self) -> None:
@@ -81,14 +83,14 @@ class Server:
 
         Raises StartError when a port is taken and serving.LoadError when a model cannot be served.
         """
+        self.metrics.watch_loop(asyncio.get_running_loop())
         if self._shares_port:
             await self.repository.start()
         self._listen()
         await self._grpc.start()
         if not self._shares_port:
             await self.repository.start()
-        if self.settings.model_control == "poll":
-            self._poll = asyncio.create_task(self._keep_looking(), name="poll")
+        self._looking = asyncio.create_task(self._keep_looking(), name="look again")
 
     async def ended(self, stop: asyncio.Event) -> str:
         """Wait until `stop` is set, which gives an empty text, or until this process cannot go on: why not."""
@@ -109,8 +111,8 @@ class Server:
         Takes at most lame_duck_seconds + drain_seconds; calls that are not done by then are cancelled.
         """
         log.info("draining")
-        if self._poll is not None:
-            self._poll.cancel()
+        if self._looking is not None:
+            self._looking.cancel()
         self._draining = True
         self._health.not_serving()
         await asyncio.sleep(lame_duck_seconds)
@@ -180,9 +182,13 @@ class Server:
         self.metrics_port = self._http.port
 
     async def _keep_looking(self) -> None:
-        """Look into the repository again and again. Publishing is one rename, so there is no half state to see."""
+        """Look into the repository when asked, and by the clock. Publishing is one rename: there is no half state."""
+        seconds = self.settings.poll_seconds if self.settings.model_control == "poll" else None
         while True:
-            await asyncio.sleep(self.settings.poll_seconds)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(seconds):
+                    await self.look_again.wait()
+            self.look_again.clear()
             try:
                 await self.repository.refresh()
             except OSError as error:  # unreadable for now: what is served goes on
@@ -247,13 +253,7 @@ async def run(settings: Settings, started: Callable[[Server], None]) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, on_signal)
     server = Server(settings)
-    refreshes: set[asyncio.Task[object]] = set()  # the loop itself holds its tasks only weakly
-
-    def on_hangup() -> None:
-        task = asyncio.create_task(server.repository.refresh())
-        refreshes.add(task)
-        task.add_done_callback(refreshes.discard)
-
+    loop.add_signal_handler(signal.SIGHUP, server.look_again.set)
     lame_duck_seconds, problem = 0.0, ""
     try:
         await server.start()
@@ -261,7 +261,6 @@ async def run(settings: Settings, started: Callable[[Server], None]) -> None:
         gc.collect()
         gc.freeze()
         started(server)
-        loop.add_signal_handler(signal.SIGHUP, on_hangup)
         problem = await server.ended(stop)
         lame_duck_seconds = settings.lame_duck_seconds
     finally:

@@ -19,7 +19,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from prometheus_client import Counter, Gauge
@@ -97,13 +97,14 @@ class _Supervisor:
         self._registry.register(self._metrics)
         self._restarts, ready = worker_metrics(families)
         self._ready: dict[int, list[str]] = {}  # what each of them serves
+        self._to_look_again: set[int] = set()  # workers that were not ready when the others were told to
         ready.set_function(lambda: len(self._ready))
 
     async def run(self, metrics_port: int, started: Callable[[Started], None]) -> None:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._on_stop)
-        loop.add_signal_handler(signal.SIGHUP, self._tell, signal.SIGHUP)
+        loop.add_signal_handler(signal.SIGHUP, self._on_hangup)
         host = self._settings.metrics_host or self._settings.host
         page = Page(self._settings, self._settings.port) if self._settings.page else None
         try:
@@ -123,7 +124,7 @@ class _Supervisor:
             await asyncio.gather(*keepers)
         except StartError:
             self._stop.set()
-            self._tell(signal.SIGTERM)
+            self._tell(signal.SIGTERM, self._living)
             await asyncio.gather(*keepers, return_exceptions=True)
             raise
         finally:
@@ -135,12 +136,18 @@ class _Supervisor:
     def _on_stop(self) -> None:
         self._at_once = self._stop.is_set()
         self._stop.set()
-        self._tell(signal.SIGTERM)
+        self._tell(signal.SIGTERM, self._living)
 
-    def _tell(self, number: signal.Signals) -> None:
-        for worker in list(self._living.values()):
+    def _on_hangup(self) -> None:
+        # A process that has just been started would die of it: it is told when it is ready.
+        self._to_look_again = self._living.keys() - self._ready.keys()
+        self._tell(signal.SIGHUP, self._ready)
+
+    def _tell(self, signal_number: signal.Signals, numbers: Iterable[int]) -> None:
+        for number in list(numbers):
+            worker = self._living[number]
             if worker.returncode is None:
-                worker.send_signal(number)
+                worker.send_signal(signal_number)
 
     async def _keep(self, number: int, first: asyncio.Future[None]) -> None:
         """Keep worker `number` running until the server stops. `first` is done when it is ready for the first time."""
@@ -186,6 +193,9 @@ class _Supervisor:
                 url = f"http://127.0.0.1:{ready['metrics_port']}/metrics"
                 self._metrics.add(url)
                 self._ready[number] = ready["models"]
+                if number in self._to_look_again:
+                    self._to_look_again.discard(number)
+                    self._tell(signal.SIGHUP, [number])
                 log.info("worker %d is ready, process %d", number, worker.pid)
                 if not first.done():
                     first.set_result(None)

@@ -11,6 +11,8 @@ Indices = npt.NDArray[np.int64]
 def stratified_holdout(labels: Indices, fraction: float, seed: int) -> tuple[Indices, Indices]:
     """Indices kept and indices held out, each sorted: `fraction` of every class, at least one of it, drawn by `seed`.
 
+    What a smaller fraction holds out, a larger one with the same seed holds out too: warm_start.py relies on it.
+
     Raises ValueError when a class has a single example, which cannot be on both sides.
     """
     generator = np.random.default_rng(seed)

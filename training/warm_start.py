@@ -19,7 +19,8 @@ def kept_weights(run: Path, recipe: Recipe, dataset: Dataset) -> tuple[Start, Te
     """What the run in `run` kept, as a start for `recipe` on `dataset`, and what a manifest says of it.
 
     Raises CheckpointError: nothing kept yet, another network, or other classes. And, on the very data of that run,
-    another division into training and validation images: those to calibrate with would have been trained on.
+    another division into training and validation images: those to calibrate with would have been trained on. Fewer
+    validation images are well, since they are some of the ones that were held out before (`splits`).
     """
     saved = checkpoint.load(run)
     before = saved.spec
@@ -31,9 +32,11 @@ def kept_weights(run: Path, recipe: Recipe, dataset: Dataset) -> tuple[Start, Te
         "classes": (before.classes, dataset.classes),
     }
     if before.fingerprint == dataset.fingerprint():
-        wanted["validation_fraction"] = (before.recipe.validation_fraction, recipe.validation_fraction)
         wanted["seed"] = (before.recipe.seed, recipe.seed)
     differing = [f"{name} was {was}, is {now}" for name, (was, now) in wanted.items() if was != now]
+    was, now = before.recipe.validation_fraction, recipe.validation_fraction
+    if before.fingerprint == dataset.fingerprint() and now > was:
+        differing.append(f"validation_fraction was {was}, is {now}, which is more")
     if differing:
         raise CheckpointError(f"{run}: cannot start from it: {'; '.join(differing)}")
     weights = checkpoint.part(saved.tensors, "best.")

@@ -22,6 +22,7 @@ from service.tune.race import Budget
 PROVIDERS = ("cuda", "openvino", "cpu")  # TensorRT builds its engines for minutes: only when it is asked for
 MOST_IMAGES = 256  # in a batch
 _ENDS = 0.2  # share of the time after which no other engine is opened
+_ENDING = 5.0  # seconds, for a process that has closed its output
 _PATIENCE = 30.0  # seconds, at least, for an engine to be opened and timed
 
 
@@ -170,6 +171,9 @@ class EngineProcess:
             await self._end()
             return {"error": f"took longer than {seconds:.3g} s"}
         if not line:
+            with contextlib.suppress(TimeoutError):  # to be killed at its end would lose it its status
+                async with asyncio.timeout(_ENDING):
+                    await process.wait()
             await self._end()
             return {"error": f"the process that computed it ended with status {process.returncode}"}
         answer: dict[str, Any] = json.loads(line)
@@ -177,7 +181,7 @@ class EngineProcess:
 
     async def _end(self) -> None:
         process, self._process = self._process, None
-        if process is not None:
+        if process is not None and process.returncode is None:
             with contextlib.suppress(ProcessLookupError):
                 process.kill()
             await process.wait()

@@ -285,7 +285,7 @@ def test_a_new_version_that_does_not_load_leaves_the_old_one_serving(models: Pat
         deadline = time.monotonic() + 30
         while "colours version 2 is not served" not in server.log.read_text() and time.monotonic() < deadline:
             time.sleep(0.01)
-        assert "model.onnx" in server.log.read_text()
+        assert "model.onnx" in server.log.read_text(), server.log.read_text()
         assert client.classify(list(colour_model.distinct(1)))[0].version == 1
         assert model_versions(models / "colours") == [1, 2]
 

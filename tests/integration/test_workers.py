@@ -143,6 +143,23 @@ def test_sighup_reaches_every_worker(models: Path, tmp_path: Path) -> None:
                 assert client.classify(IMAGES)[0].version == 2
 
 
+def test_sighup_does_not_kill_a_worker_that_is_starting(models: Path, tmp_path: Path) -> None:
+    colour_model.publish(models)
+    with serving(models, tmp_path / "log", *WORKERS) as server:
+        os.kill(worker_processes(server)[0], signal.SIGKILL)
+        until(lambda: server.metric("cifarserve_worker_restarts_total") == 1)
+        colour_model.publish(models, version=2)
+        for _ in range(20):
+            server.process.send_signal(signal.SIGHUP)
+            time.sleep(0.02)
+        until(lambda: server.metric("cifarserve_workers") == 2)
+        until(lambda: server.metric("cifarserve_model_info", version="2") == 1)
+        assert server.metric("cifarserve_worker_restarts_total") == 1
+        for _ in range(10):
+            with Client(server.target, Options(timeout=30)) as client:
+                assert client.classify(IMAGES)[0].version == 2
+
+
 def test_a_second_signal_stops_all_workers_at_once(models: Path, tmp_path: Path) -> None:
     colour_model.publish(models)
     with serving(models, tmp_path / "log", *WORKERS, "--lame-duck-seconds", 600) as server:

@@ -25,6 +25,19 @@ def test_every_example_is_on_one_side_and_every_class_on_both(counts: list[int],
         assert abs(held - fraction * count) <= 1
 
 
+@given(
+    counts=st.lists(st.integers(2, 40), min_size=1, max_size=6),
+    fractions=st.tuples(st.floats(0.01, 0.99), st.floats(0.01, 0.99)),
+    seed=st.integers(0, 2**63 - 1),
+)
+def test_what_a_smaller_part_holds_out_a_larger_one_does_too(
+    counts: list[int], fractions: tuple[float, float], seed: int
+) -> None:
+    labels = np.random.default_rng(0).permutation(np.repeat(np.arange(len(counts)), counts))
+    smaller, larger = (set(stratified_holdout(labels, fraction, seed)[1]) for fraction in sorted(fractions))
+    assert smaller <= larger
+
+
 def test_the_seed_decides() -> None:
     labels = np.repeat(np.arange(2), 50)
     first, again, other = (stratified_holdout(labels, 0.2, seed)[1].tolist() for seed in (1, 1, 2))

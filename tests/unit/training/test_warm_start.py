@@ -68,7 +68,7 @@ def test_it_is_resumed_without_naming_the_start_again(pictures: Path, first: Pat
             (*SPLIT, "--recipe", "scratch", "--image-shape", "16x16x3"),
             r"architecture was tutorial, is scratch; image_shape",
         ),
-        (("--validation-fraction", "0.3"), "validation_fraction was 0.2, is 0.3"),
+        (("--validation-fraction", "0.3"), "validation_fraction was 0.2, is 0.3, which is more"),
         ((*SPLIT, "--seed", "7"), "seed was 0, is 7"),
     ],
 )
@@ -85,6 +85,10 @@ def test_another_network_or_another_division_of_the_same_pictures_is_refused(
     assert f"{first}: cannot start from it: " in error
     assert message in error
     assert not checkpoint.exists(tmp_path / "run")
+
+
+def test_more_of_the_same_pictures_may_be_trained_on(pictures: Path, first: Path, tmp_path: Path) -> None:
+    assert train(pictures, tmp_path / "run", "--start-from", str(first), "--validation-fraction", "0.1") == 0
 
 
 def test_other_pictures_may_be_divided_as_they_like(first: Path, tmp_path: Path) -> None:
