@@ -230,10 +230,15 @@ def _reserve(host: str, port: int) -> socket.socket:
     return shared
 
 
-def _stop_with_supervisor() -> None:
-    while os.read(0, 1):
-        pass
-    os.kill(os.getpid(), signal.SIGTERM)
+def stop_when_input_ends() -> None:
+    """Send this process a SIGTERM when its standard input ends, as it does when whoever holds the other end dies."""
+
+    def wait() -> None:
+        while os.read(0, 1):
+            pass
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=wait, daemon=True).start()
 
 
 def main() -> int:
@@ -244,7 +249,7 @@ def main() -> int:
 
     settings = config.from_json(sys.stdin.readline())
     logs.configure(settings.log_level, settings.log_format)
-    threading.Thread(target=_stop_with_supervisor, daemon=True).start()
+    stop_when_input_ends()
 
     def ready(one: server.Server) -> None:
         models = [model.description for model in one.repository.models()]

@@ -130,15 +130,18 @@ class Trials:
 
     @contextlib.asynccontextmanager
     async def _serving(self, candidate: Candidate) -> AsyncIterator[str]:
-        """The address of a server with these settings, in a process group of its own: Ctrl-C is for us, who end it."""
+        """The address of a server with these settings, in a process group of its own: Ctrl-C is for us, who end it.
+
+        It ends by itself when we are killed.
+        """
         self._write(candidate)
         environment = {
             name: value for name, value in os.environ.items() if not name.startswith(config.ENVIRONMENT_PREFIX)
         }
         with self._log.open("wb") as log:
             server = await asyncio.create_subprocess_exec(
-                sys.executable, "-m", "service.cli", "serve", "--config", str(self._settings_file),
-                stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE, stderr=log, process_group=0,
+                sys.executable, "-m", "service.tune.server_process", "--config", str(self._settings_file),
+                stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, stderr=log, process_group=0,
                 env=environment | {"OTEL_SDK_DISABLED": "true"},
             )  # fmt: skip
         try:

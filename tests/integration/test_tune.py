@@ -127,6 +127,23 @@ def test_ctrl_c_leaves_no_server_and_shows_what_was_measured(models: Path, tmp_p
     assert not (tmp_path / "page.html").exists()
 
 
+def test_the_server_that_is_tried_ends_when_tuning_is_killed(models: Path, tmp_path: Path) -> None:
+    colour_model.publish(models)
+    arguments = command("tune", "--model-repository", models, "--page", tmp_path / "page.html", "--minutes", 5)
+    with subprocess.Popen(
+        arguments, env=environment(tmp_path), cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    ) as process:
+        patience = time.monotonic() + 120
+        while not left_behind(tmp_path) and time.monotonic() < patience:
+            time.sleep(0.1)
+        assert left_behind(tmp_path)
+        process.kill()
+    patience = time.monotonic() + 60
+    while left_behind(tmp_path) and time.monotonic() < patience:
+        time.sleep(0.1)
+    assert not left_behind(tmp_path)
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
