@@ -5,6 +5,9 @@
 First the capacity: a closed loop with a few large requests in flight. Then, in turns with it, an open loop that sends
 requests of the same size at `--times` that rate, each at its own time whether the ones before are answered or not.
 Goodput is what is answered OK within the deadline. Prints JSON, also to --out. Ratios are of medians over the rounds.
+
+A client that sends five times as much works five times as hard. So that this does not count against the server, each
+has half of the cores to itself, in both loads; --together leaves all of them to both.
 """
 
 from __future__ import annotations
@@ -12,6 +15,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import os
 import statistics
 import sys
 import tempfile
@@ -97,9 +101,17 @@ async def measure(target: str, options: argparse.Namespace) -> dict[str, object]
     return {
         "times": options.times,
         "patience_seconds": options.patience,
+        "cores": "together" if options.together else "apart",
         "goodput_of_capacity": statistics.median(left),
         "rounds": rounds,
     }
+
+
+def cores(together: bool) -> tuple[set[int], set[int]]:
+    """Of the server, which inherits them, and of the client."""
+    every = sorted(os.sched_getaffinity(0))
+    half = len(every) // 2
+    return (set(every), set(every)) if together or not half else (set(every[:half]), set(every[half:]))
 
 
 def main() -> int:
@@ -112,13 +124,17 @@ def main() -> int:
     parser.add_argument("--patience", type=float, default=1.0, help="deadline of a request, in seconds")
     parser.add_argument("--seconds", type=float, default=10.0, help="of each half of a round")
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--together", action="store_true", help="server and client on the same cores")
     parser.add_argument("--out", type=Path, help="file for the JSON")
     parser.add_argument("flags", nargs="*", help="after --: of the server")
     options = parser.parse_args()
+    servers, ours = cores(options.together)
+    os.sched_setaffinity(0, servers)
     with (
         tempfile.TemporaryDirectory() as folder,
         serving(options.models.resolve(), Path(folder) / "log", *options.flags) as server,
     ):
+        os.sched_setaffinity(0, ours)
         result = asyncio.run(measure(server.target, options))
     text = json.dumps(result, indent=2)
     print(text)

@@ -16,6 +16,7 @@ import grpc
 
 from service.metric_families import Families
 from service.metrics import SECONDS
+from service.unparsable import UNPARSABLE, parsed_only, refuse, tolerant
 
 _METHOD = ("grpc_type", "grpc_service", "grpc_method")
 _Handler = Callable[[Any, Any], Awaitable[Any]]
@@ -60,7 +61,7 @@ class CountedServer:
         labels = _kind(handler), service, name
         function = handler.stream_stream or handler.stream_unary or handler.unary_stream or handler.unary_unary
         make = getattr(grpc, f"{_ways(many_in)}_{_ways(many_out)}_rpc_method_handler")
-        return make(self._timed(function, labels), handler.request_deserializer, handler.response_serializer)
+        return make(self._timed(function, labels), tolerant(handler.request_deserializer), handler.response_serializer)
 
     def _timed(self, function: Any, labels: tuple[str, str, str]) -> Any:
         """`function`, counted. Of the streaming ones, ours write to the context, and reflection's is a generator."""
@@ -75,6 +76,8 @@ class CountedServer:
             began = time.monotonic()
             started.inc()
             try:
+                if request is UNPARSABLE:
+                    await refuse(context)
                 reply = await function(request, context)
             except BaseException as error:
                 ended(began, _code(context, error))
@@ -85,6 +88,8 @@ class CountedServer:
         async def generate(request: Any, context: Any) -> Any:
             began = time.monotonic()
             started.inc()
+            if hasattr(request, "__aiter__"):
+                request = parsed_only(request, context)
             try:
                 async for reply in function(request, context):
                     yield reply

@@ -10,6 +10,7 @@ import grpc
 
 from service import status
 from service.errors import Unavailable
+from service.unparsable import UNPARSABLE, refuse
 
 _Context = grpc.aio.ServicerContext[Any, Any]
 # A request to its reply.
@@ -39,6 +40,8 @@ class Streams:
             reader.add_done_callback(self._readers.discard)
             reader.add_done_callback(lambda _: stream.end())
             await stream.reply()
+        if stream.unparsable:
+            await refuse(context)
         if reader.cancelled():
             await status.abort(context, status.from_error(Unavailable("draining: nothing new is accepted")))
 
@@ -54,6 +57,7 @@ class _Stream:
         self._answer = answer
         self._images = images
         self._window = window
+        self.unparsable = False  # it ended with a message that is none
         self._unanswered = 0
         self._room = asyncio.Event()
         self._replies: asyncio.Queue[tuple[asyncio.Task[Any], int] | None] = asyncio.Queue()
@@ -65,6 +69,9 @@ class _Stream:
                 await self._room.wait()
             request = await self._context.read()
             if request is grpc.aio.EOF:
+                return
+            if request is UNPARSABLE:
+                self.unparsable = True
                 return
             images = max(1, self._images(request))
             self._unanswered += images

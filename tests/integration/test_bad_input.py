@@ -6,6 +6,7 @@ import io
 import struct
 import zlib
 from collections.abc import Iterator
+from pathlib import Path
 
 import grpc
 import numpy as np
@@ -16,7 +17,7 @@ from PIL import Image
 
 from service.client import Client, ClientError, to_client_error
 from tests import colour_model
-from tests.integration.server_process import ServerProcess
+from tests.integration.server_process import ServerProcess, serving
 
 RED = pb.Image(raw=pb.RawImage(rgb=colour_model.plain((250, 5, 5)).tobytes(), width=8, height=8))
 
@@ -126,6 +127,39 @@ def test_bytes_that_are_no_message_do_not_disturb_the_server(
         call = channel.unary_unary("/cifarserve.v1.Classifier/Classify")
         with pytest.raises(grpc.RpcError):
             call(b"\xff" * 100, timeout=10)
+
+
+def test_bytes_that_are_no_message_are_an_invalid_argument_and_no_stack(models: Path, tmp_path: Path) -> None:
+    unary = (
+        "/cifarserve.v1.Classifier/Classify", "/inference.GRPCInferenceService/ModelInfer",
+        "/inference.GRPCInferenceService/ModelMetadata", "/grpc.health.v1.Health/Check",
+    )  # fmt: skip
+    streams = (
+        "/cifarserve.v1.Classifier/ClassifyStream", "/inference.GRPCInferenceService/ModelStreamInfer",
+        "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo",
+    )  # fmt: skip
+    colour_model.publish(models)
+    good = pb.ClassifyRequest(images=[raw(colour_model.plain((255, 0, 0)).tobytes(), 8, 8)]).SerializeToString()
+    with serving(models, tmp_path / "log") as server, grpc.insecure_channel(server.target) as channel:
+        ways = [(channel.unary_unary, method, b"\xff") for method in unary]
+        ways += [(channel.stream_stream, method, iter([b"\xff"])) for method in streams]
+        for way, method, request in ways:
+            with pytest.raises(grpc.RpcError) as caught:
+                ended = way(method)(request, timeout=30)
+                list(ended)
+            assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT, method
+            assert caught.value.details() == "message: is not the request of this method: it cannot be parsed"
+        for method in (*unary, *streams):
+            handled = {"grpc_method": method.rsplit("/", 1)[1], "grpc_code": "INVALID_ARGUMENT"}
+            assert server.metric("grpc_server_handled_total", **handled) == 1
+        # What came before it on a stream is answered.
+        replies = channel.stream_stream(streams[0])(iter([good, good, b"\xff", good]), timeout=30)
+        assert next(replies)
+        assert next(replies)
+        with pytest.raises(grpc.RpcError) as caught:
+            next(replies)
+        assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+        assert "Traceback" not in server.log.read_text()
 
 
 def test_what_a_client_invents_never_becomes_a_label(server: ServerProcess, stub: pb_grpc.ClassifierStub) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import resource
 import shutil
@@ -21,6 +22,7 @@ import numpy as np
 import pytest
 from cifarserve.v1 import classifier_pb2 as pb
 from cifarserve.v1 import classifier_pb2_grpc as pb_grpc
+from PIL import Image
 
 from service.client import Client, ClientError, Options
 from tests import colour_model
@@ -266,3 +268,21 @@ def open_files(server: ServerProcess) -> int:
 def _connect(server: ServerProcess) -> socket.socket:
     host, port = server.target.rsplit(":", 1)
     return socket.create_connection((host, int(port)), timeout=10)
+
+
+def test_no_memory_for_large_pictures_is_said_and_the_small_ones_go_on(models: Path, tmp_path: Path) -> None:
+    file = io.BytesIO()
+    Image.new("RGB", (7900, 7900), (255, 0, 0)).save(file, "PNG")  # some 200 KB; 187 MB once it is decoded
+    with serving(models, tmp_path / "log", "--decode-threads", 2) as server, load_on(server) as load:
+        with Client(server.target, Options(attempts=1, timeout=60)) as client:
+            assert client.classify([file.getvalue()])[0].best.label == "red"
+            taken = int(Path(f"/proc/{server.process.pid}/statm").read_text().split()[0]) * resource.getpagesize()
+            resource.prlimit(server.process.pid, resource.RLIMIT_AS, (taken + 100_000_000, resource.RLIM_INFINITY))
+            for _ in range(6):
+                with pytest.raises(ClientError, match="memory") as caught:
+                    client.classify([file.getvalue()])
+                assert caught.value.code is grpc.StatusCode.RESOURCE_EXHAUSTED
+                load.more()
+            resource.prlimit(server.process.pid, resource.RLIMIT_AS, (resource.RLIM_INFINITY,) * 2)
+            assert client.classify([file.getvalue()])[0].best.label == "red"
+        assert not load.errors
