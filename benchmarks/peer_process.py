@@ -41,6 +41,7 @@ class Peer:
     packages: tuple[str, ...]
     ask: str  # infer, raw, or base64
     python: str = sys.executable
+    precisions: tuple[str, ...] = ("fp32",)
 
     def environment(self) -> Path:
         """Its Python, in an environment that has exactly its packages; made when there is none. Raises Missing."""
@@ -97,7 +98,10 @@ class Peer:
 
 def read() -> list[Peer]:
     table = tomllib.loads((FOLDER / "versions.toml").read_text())
-    return [Peer(name, **{**given, "packages": tuple(given["packages"])}) for name, given in table.items()]
+    return [
+        Peer(name, **{key: tuple(value) if isinstance(value, list) else value for key, value in given.items()})
+        for name, given in table.items()
+    ]
 
 
 def _making(python: str, folder: Path, packages: list[str]) -> list[list[str]]:

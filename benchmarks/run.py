@@ -116,10 +116,12 @@ class Benchmark:
             "seconds_each": self.seconds,
         }  # fmt: skip
 
+    def file(self, precision: str) -> Path:
+        return self.version / ("model.onnx" if precision == "fp32" else f"model.{precision}.onnx")
+
     def engine(self, precision: str, batch: int) -> float:
         """Images/s of a bare loop."""
-        file = self.version / ("model.onnx" if precision == "fp32" else f"model.{precision}.onnx")
-        arguments = json.dumps([str(file), "cpu", self.options.threads, batch, self.seconds])
+        arguments = json.dumps([str(self.file(precision)), "cpu", self.options.threads, batch, self.seconds])
         done = subprocess.run(
             [sys.executable, "-c", ENGINE, arguments], env=ENVIRONMENT, cwd=ROOT, capture_output=True, text=True,
             check=True,
@@ -173,29 +175,31 @@ class Benchmark:
         return {"seconds": [round(one, 2) for one in seconds], "mib": round(statistics.median(memory))}
 
     def peers(self) -> list[dict[str, Any]]:
-        """The same fp32 model in each, ours among them."""
-        wanted = [peer for peer in peer_process.read() if self.options.peers is None or peer.name in self.options.peers]
+        """The same model file in each, ours first, for each precision that a peer is to be measured in."""
+        named = [peer for peer in peer_process.read() if self.options.peers is None or peer.name in self.options.peers]
+        wanted = [(peer, one) for peer in named for one in peer.precisions if one in self.precisions]
         if self.options.quick or not wanted:
             return []
-        ours: dict[str, Any] = {"title": "cifarserve", "rounds": []}
-        rows = {peer: {"title": peer.title, "packages": peer.packages, "rounds": []} for peer in wanted}
+        ours = {one: _row("cifarserve", one) for one in self.precisions if one in {one for _, one in wanted}}
+        rows = {(peer, one): _row(peer.title, one) | {"packages": peer.packages} for peer, one in wanted}
         for _ in range(self.rounds):
-            with self.server("--precision", "fp32") as (_, flags, ready):
-                ours["rounds"].append((ready, self._peer_levels(lambda _, flags=flags: (*flags, *RAW))))
-            for peer, row in rows.items():
-                if "skipped" in row:
-                    continue
-                print(f"  {peer.name}", file=sys.stderr, flush=True)
-                try:
-                    row["rounds"].append(self._peer(peer))
-                except (peer_process.Missing, LoadFailed) as reason:
-                    row["skipped"] = str(reason)
-        return [summary(row) for row in (ours, *rows.values())]
+            for precision in ours:
+                with self.server("--precision", precision) as (_, flags, ready):
+                    levels = self._peer_levels(lambda _, flags=flags: (*flags, *RAW))
+                    ours[precision]["rounds"].append((ready, levels))
+                for (peer, one), row in rows.items():
+                    if one == precision and "skipped" not in row:
+                        print(f"  {peer.name} in {one}", file=sys.stderr, flush=True)
+                        try:
+                            row["rounds"].append(self._peer(peer, one))
+                        except (peer_process.Missing, LoadFailed) as reason:
+                            row["skipped"] = str(reason)
+        return [summary(row) for row in (*ours.values(), *rows.values())]
 
-    def _peer(self, peer: peer_process.Peer) -> tuple[float, list[dict[str, Any]]]:
+    def _peer(self, peer: peer_process.Peer, precision: str) -> tuple[float, list[dict[str, Any]]]:
         """Seconds until it was ready, and its levels. Raises Missing."""
         images = np.random.default_rng(1).integers(0, 256, (32, *self.shape), np.uint8)
-        model, port, threads = self.version / "model.onnx", self.options.port, self.options.threads
+        model, port, threads = self.file(precision), self.options.port, self.options.threads
         session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
         expected = session.run(["probabilities"], {"image": images[:1]})[0]
         log = self.folder / f"{peer.name}.log"
@@ -211,6 +215,10 @@ class Benchmark:
             self.load(*flags(images), "--images", images, "--concurrency", in_flight)[0]
             for images, in_flight in PEER_SHAPES
         ]
+
+
+def _row(title: str, precision: str) -> dict[str, Any]:
+    return {"title": title, "precision": precision, "rounds": []}
 
 
 def median(levels: list[dict[str, Any]]) -> dict[str, Any]:

@@ -79,20 +79,25 @@ def peers(result: dict[str, Any]) -> str:
     """Images/s and p99 of each server, and ours over each."""
     if not result["peers"]:
         return "Not measured in this run.\n"
-    ours, rows, skipped = result["peers"][0], [], []
+    rows, skipped = [], []
+    mine = {one["precision"]: one for one in result["peers"] if "packages" not in one}
     for one in result["peers"]:
         if "levels" not in one:
             skipped.append(f"{one['title']}: {one.get('skipped', 'not run')}.")
             continue
         cells = [
             f"{level['images_per_second']:,.0f} ({level['latency_seconds']['p99'] * 1e3:,.1f})"
-            + ("" if one is ours else f", {own['images_per_second'] / level['images_per_second']:.2f}")
+            + (
+                ""
+                if one is mine[one["precision"]]
+                else f", {own['images_per_second'] / level['images_per_second']:.2f}"
+            )
             + (f" {', '.join(level['errors'])}" if level["errors"] else "")
-            for own, level in zip(ours["levels"], one["levels"], strict=True)
+            for own, level in zip(mine[one["precision"]]["levels"], one["levels"], strict=True)
         ]
         name = one["title"] + (f" {one['packages'][0].partition('==')[2]}" if "packages" in one else "")
-        rows.append([name, *cells, f"{one['mib']:.0f}", f"{one['ready_seconds']:.1f}"])
-    heads = ("server", *map(_shape, ours["levels"]), "memory, MiB", "ready in s")
+        rows.append([name, one["precision"], *cells, f"{one['mib']:.0f}", f"{one['ready_seconds']:.1f}"])
+    heads = ("server", "precision", *map(_shape, next(iter(mine.values()))["levels"]), "memory, MiB", "ready in s")
     return _table(heads, rows) + "".join(f"\nSkipped: {reason}\n" for reason in skipped)
 
 
@@ -105,8 +110,8 @@ def curve_sentence(result: dict[str, Any]) -> str:
 
 
 def peers_picture(result: dict[str, Any]) -> str:
-    """Bars of images/s, a group for each shape."""
-    measured = [one for one in result["peers"] if "levels" in one]
+    """Bars of images/s in fp32, a group for each shape."""
+    measured = [one for one in result["peers"] if "levels" in one and one["precision"] == "fp32"]
     width, bar, left = 760, 17, 250
     if not measured:
         return _standalone(f"<svg viewBox='0 0 {width} 30'><text x='8' y='20'>not measured in this run</text></svg>")

@@ -62,7 +62,7 @@ def test_what_was_kept_is_a_whole_run_and_can_be_drawn() -> None:
     result = tables.results()
     assert {"cifarserve"} < {one["title"] for one in result["peers"]}
     picture = ElementTree.fromstring(tables.peers_picture(result))
-    measured = [one for one in result["peers"] if "levels" in one]
+    measured = [one for one in result["peers"] if "levels" in one and one["precision"] == "fp32"]
     assert len(picture.findall("{*}rect")) == 1 + 4 * len(measured), "the paper, and a bar for each"
 
 
@@ -119,7 +119,8 @@ def test_an_environment_that_cannot_be_made_is_a_reason(tmp_path: Path, monkeypa
         peer_process.Peer("x", "X", (), "raw", python="/nowhere/python").environment()
     with pytest.raises(peer_process.Missing, match="cannot be made"):
         peer_process.Peer("x", "X", (str(tmp_path / "no-such-package.whl"),), "raw").environment()
-    rows = [{"title": "ours", "levels": [], "mib": 1.0, "ready_seconds": 1.0}, {"title": "X", "skipped": "no python"}]
+    ours = {"title": "ours", "precision": "fp32", "levels": [], "mib": 1.0, "ready_seconds": 1.0}
+    rows = [ours, {"title": "X", "precision": "fp32", "packages": [], "skipped": "no python"}]
     assert "Skipped: X: no python." in tables.peers({"peers": rows})
 
 
