@@ -33,6 +33,7 @@ NAMES = {
     "tensorrt": "TensorrtExecutionProvider",
 }
 GPUS = ("cuda", "tensorrt")
+_SPINNING = "session.intra_op.allow_spinning"
 # Nodes that may stay on the CPU beside a GPU provider: they compute shapes, not images.
 _SHAPE_OPERATORS = frozenset(
     {"Shape", "Gather", "Concat", "Unsqueeze", "Squeeze", "Slice", "Constant", "Cast", "Range"}
@@ -67,7 +68,8 @@ def open_session(model: Path, wanted: Wanted) -> ort.InferenceSession:
     options.intra_op_num_threads = wanted.threads
     options.inter_op_num_threads = 1
     # Threads that spin between two batches take the core that the event loop needs (docs/benchmarks.md).
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    if _SPINNING not in wanted.options:
+        options.add_session_config_entry(_SPINNING, "0")
     options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
     try:
         session = _OPENERS[provider](model, options, wanted)
