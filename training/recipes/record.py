@@ -54,8 +54,7 @@ LONG = dataclasses.replace(RECIPE, name="long", epochs=80, crop_padding=4, cutou
 AVERAGED = dataclasses.replace(
     LONG,
     name="averaged",
-    epochs=36,
-    validation_fraction=0.01,
+    epochs=24,
     learning_rate=_FILTER_RATE / 4,
     lowest_rate=0.5,
     average_from=0.4,
