@@ -44,6 +44,31 @@ def test_the_load_test_asks_the_servers_and_may_reach_them(overlay: str) -> None
 
 
 @needs_kubectl
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_the_load_test_of_secured_servers_has_their_authority_and_the_token_for_inference_alone(overlay: str) -> None:
+    resources = built(overlay, ("loadtest", "secured"))
+    pod = of_kind(resources, "Job")["spec"]["template"]["spec"]
+    (loadtest,) = pod["containers"]
+    options = _parser().parse_args(loadtest["args"])
+    (certificate,) = (one for one in resources if one["kind"] == "Certificate")
+    assert options.target.removeprefix("dns:///").partition(":")[0] in certificate["spec"]["dnsNames"]
+    folders = {mount["name"]: mount["mountPath"] for mount in loadtest["volumeMounts"]}
+    files = {
+        f"{folders[volume['name']]}/{item['path']}": (volume["secret"]["secretName"], item["key"])
+        for volume in pod["volumes"]
+        for item in volume.get("secret", {}).get("items", ())
+    }
+    assert files == {
+        str(options.tls_ca): (certificate["spec"]["secretName"], "ca.crt"),
+        str(options.token_file): ("cifarserve-tokens", "inference"),
+    }
+    assert pod["securityContext"]["fsGroup"] == pod["securityContext"]["runAsGroup"]
+    server = settings_of(resources)
+    assert str(options.token_file) == server.token_file
+    assert str(options.token_file) != server.admin_token_file
+
+
+@needs_kubectl
 def test_traces_have_a_way_out_to_the_collector_that_they_are_sent_to() -> None:
     resources = built("cpu", ("tracing",))
     (server,) = of_kind(resources, "Deployment")["spec"]["template"]["spec"]["containers"]
