@@ -82,7 +82,7 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", type=Path, default=ROOT / "models")
     parser.add_argument("--model", default="cifar10")
-    parser.add_argument("--provider", default="auto")
+    parser.add_argument("--provider", default="cpu")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)), help="of the engine loop")
     parser.add_argument("--seconds", type=float, default=4.0, help="of each measurement")
     parser.add_argument("--rounds", type=int, default=3)

@@ -54,6 +54,7 @@ class Traffic:
         self.images = colour_model.distinct(200)
         self.expected = colour_model.expected(self.images).max(axis=1)
         self.ended: Counter[str] = Counter()
+        self.wrong: list[str] = []
         self.kinds = (self.one, self.many, self.encoded, self.stream, self.bad, self.late, self.cancelled)
 
     async def go_on_until(self, deadline: float) -> None:
@@ -90,6 +91,9 @@ class Traffic:
         right = len(replies) == len(numbers) and all(
             self._right(reply, number, 1) for reply, number in zip(replies, numbers, strict=True)
         )
+        if not right:
+            errors = [str(reply.error) for reply in replies if reply.HasField("error")]
+            self.wrong.append(f"a stream of {len(numbers)} had {len(replies)} replies, with these errors: {errors}")
         return "OK" if right else "WRONG"
 
     async def bad(self) -> str:
@@ -184,7 +188,7 @@ async def soak(server: ServerProcess, models: Path, seconds: float) -> dict[str,
             problems.append(f"{name} grew from {early:.1f} to {late:.1f}")
     return {
         "seconds": seconds, "calls": ended.total(), "versions": versions, "ended": dict(sorted(ended.items())),
-        "second_and_last_quarter": growth, "problems": problems,
+        "second_and_last_quarter": growth, "problems": problems, "wrong": sum((one.wrong for one in callers), []),
     }  # fmt: skip
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 # Weight of the newest batch in a moving average: the last ten or so count.
 _WEIGHT = 0.2
+# Batches before anything is said to be too late: a single one may have been slow because the machine was.
+_ENOUGH = 10
 _MIN_RETRY_AFTER = 0.01  # seconds; sooner, a caller would only be turned away again
 _RETRY_AFTER_UNMEASURED = 1.0  # seconds, before the first batch has been timed
 
@@ -13,6 +15,7 @@ class Pace:
 
     def __init__(self, engines: int) -> None:
         self._engines = engines  # that compute at the same time
+        self._batches = 0
         self._seconds: dict[int, float] = {}  # of a batch, by its bucket
         self._drained = 0.0  # images per second of one engine
         self._best = 0.0  # the same, of the bucket that is best at it
@@ -20,6 +23,7 @@ class Pace:
 
     def measured(self, images: int, bucket: int, seconds: float) -> None:
         """A batch of `images`, computed as `bucket`, took so long."""
+        self._batches += 1
         before = self._seconds.get(bucket, seconds)
         self._seconds[bucket] = before + _WEIGHT * (seconds - before)
         self._drained += (_WEIGHT if self._drained else 1.0) * (images / seconds - self._drained)
@@ -34,7 +38,7 @@ class Pace:
 
     def too_late(self, remaining: float, ahead: int, images: int) -> bool:
         """Whether `images` behind `ahead` others cannot be done in the `remaining` seconds even when all goes well."""
-        if not self._best:
+        if self._batches < _ENOUGH:
             return False
         waiting = ahead / self._best / self._engines
         if remaining > waiting + self._worst:

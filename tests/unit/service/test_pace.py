@@ -15,14 +15,24 @@ def test_nothing_is_too_late_before_anything_was_measured() -> None:
 
 def test_what_waits_and_the_own_batch_count_at_the_best_rate() -> None:
     pace = Pace(1)
-    pace.measured(1, 1, 0.01)
-    pace.measured(64, 64, 0.1)  # 640 images a second
+    for _ in range(5):
+        pace.measured(1, 1, 0.01)
+        pace.measured(64, 64, 0.1)  # 640 images a second
     assert pace.too_late(0.009, 0, 1)
     assert not pace.too_late(0.011, 0, 1)
     assert pace.too_late(0.09, 0, 2), "they need the larger batch"
     assert pace.too_late(0.9, 640, 1)
     assert not pace.too_late(1.2, 640, 1)
     assert not pace.too_late(0.09, 0, 65), "a request of more than the largest batch is given the benefit of the doubt"
+
+
+def test_a_single_slow_batch_makes_nothing_too_late() -> None:
+    pace = Pace(1)
+    for _ in range(9):
+        pace.measured(1, 1, 10.0)
+        assert not pace.too_late(1.0, 1000, 1)
+    pace.measured(1, 1, 10.0)
+    assert pace.too_late(1.0, 1000, 1)
 
 
 def test_two_engines_halve_the_wait() -> None:
@@ -35,7 +45,8 @@ def test_two_engines_halve_the_wait() -> None:
 
 def test_averages_follow_a_machine_that_slows_down() -> None:
     pace = Pace(1)
-    pace.measured(8, 8, 0.01)
+    for _ in range(10):
+        pace.measured(8, 8, 0.01)
     assert not pace.too_late(0.05, 0, 8)
     for _ in range(50):
         pace.measured(8, 8, 0.1)
