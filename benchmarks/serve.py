@@ -57,12 +57,14 @@ def main() -> None:
     classes, side = len(manifest["labels"]), manifest["inputs"][0]["shape"][1]
     wanted = [name for name in SHAPES if not options.only or any(part in name for part in options.only)]
     samples: dict[tuple[str, str], list[dict[str, float]]] = {}
-    flags = ["--model-repository", options.models, "--provider", options.provider, *options.flags]
+    file = version / ("model.onnx" if options.precision == "fp32" else f"model.{options.precision}.onnx")
+    flags = ["--model-repository", options.models, "--provider", options.provider, "--precision", options.precision]
+    flags += options.flags
     with started(["-m", "service.cli", "serve", "--port", 0, "--metrics-port", 0, *flags]) as (server, target):
         with started(["benchmarks/echo.py", classes]) as (echo, echo_target):
             for _ in range(options.rounds):
                 for batch in (1, 32):
-                    arguments = [str(version / "model.onnx"), options.provider]
+                    arguments = [str(file), options.provider]
                     result = run(["-c", ENGINE, json.dumps([*arguments, options.threads, batch, options.seconds])])
                     samples.setdefault((f"engine loop, batches of {batch}", "engine"), []).append(result)
                 for name in wanted:
@@ -83,6 +85,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--models", type=Path, default=ROOT / "models")
     parser.add_argument("--model", default="cifar10")
     parser.add_argument("--provider", default="cpu")
+    parser.add_argument("--precision", default="int8", help="of the server and the engine loop (default: %(default)s)")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)), help="of the engine loop")
     parser.add_argument("--seconds", type=float, default=4.0, help="of each measurement")
     parser.add_argument("--rounds", type=int, default=3)

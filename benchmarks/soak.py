@@ -188,7 +188,8 @@ async def soak(server: ServerProcess, models: Path, seconds: float) -> dict[str,
             problems.append(f"{name} grew from {early:.1f} to {late:.1f}")
     return {
         "seconds": seconds, "calls": ended.total(), "versions": versions, "ended": dict(sorted(ended.items())),
-        "second_and_last_quarter": growth, "problems": problems, "wrong": sum((one.wrong for one in callers), []),
+        "second_and_last_quarter": growth, "problems": problems,
+        "wrong": [each for one in callers for each in one.wrong],
     }  # fmt: skip
 
 

@@ -29,8 +29,8 @@ def results() -> dict[str, Any]:
 def machine(result: dict[str, Any]) -> str:
     one = result["machine"]
     busy = (
-        f" In the minute before, it had a load of {one['load_before']} on {one['cores']} cores from other work; if that "
-        "went on, the figures are too low."
+        f" In the minute before, it had a load of {one['load_before']} on {one['cores']} cores from other work; if "
+        "that went on, the figures are too low."
         if one["load_before"] > one["cores"] else ""
     )  # fmt: skip
     return (
