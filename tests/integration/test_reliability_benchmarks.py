@@ -39,7 +39,7 @@ def test_under_overload_most_is_shed_and_what_is_answered_is_answered_in_time(mo
     )  # fmt: skip
     (one,) = result["rounds"]  # type: ignore[misc]
     assert one["outcomes"]["OK"] > 0
-    assert one["outcomes"].keys() <= {"OK", "RESOURCE_EXHAUSTED", "DEADLINE_EXCEEDED"}
+    assert one["outcomes"].keys() <= {"OK", "OK afterwards", "RESOURCE_EXHAUSTED", "DEADLINE_EXCEEDED"}
     assert one["outcomes"]["RESOURCE_EXHAUSTED"] > one["outcomes"]["OK"]
     # A deadline bounds the wait; how much of the capacity is left is for the benchmark on a quiet machine to say.
     assert one["p99_ms_of_answered"] < 1500
