@@ -8,10 +8,10 @@ from inference import grpc_predict_v2_pb2 as pb
 from service import tensors
 from service.classifier import top_classes
 from service.manifest import TensorSpec
-from service.metrics import Statistics
 from service.model_config import ModelConfig, VersionPolicy
 from service.pending import Answer
 from service.serving import ServedModel
+from service.tallies import Statistics
 
 PLATFORM = "onnx_onnxv1"
 _DATATYPES = {"uint8": ("UINT8", pb.TYPE_UINT8), "float32": ("FP32", pb.TYPE_FP32)}

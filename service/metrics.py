@@ -10,10 +10,8 @@ import asyncio
 import time
 from collections.abc import Callable, Iterable
 from contextlib import suppress
-from dataclasses import dataclass, field
 from functools import partial
 
-import numpy as np
 from prometheus_client import Counter, Gauge, Histogram
 from prometheus_client.gc_collector import GCCollector
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
@@ -22,12 +20,11 @@ from prometheus_client.process_collector import ProcessCollector
 
 from service.gpu import Gpus
 from service.metric_families import Families
-from service.runners import Floats
+from service.tallies import CONFIDENCES, Predictions, Statistics
 
 # 100 microseconds to 10 seconds, three to a decade.
 SECONDS = (0.0001, 0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
 BATCH_IMAGES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
-CONFIDENCES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99, 1.0)
 DISTANCES = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
 # The codes that count against the objective, as in deploy/prometheus/rules.yml.
 FAILURES = ("INTERNAL", "UNAVAILABLE", "RESOURCE_EXHAUSTED", "DEADLINE_EXCEEDED")
@@ -191,41 +188,6 @@ class Metrics:
 
     def _seconds(self, stage: str, documentation: str) -> Histogram:
         return self._histogram(f"{stage}_seconds", documentation, SECONDS)
-
-
-class Predictions:
-    """What one version predicted. Plain arrays, added to once a batch: a metric's own object would cost every image."""
-
-    def __init__(self, labels: tuple[str, ...]) -> None:
-        self.labels = labels
-        self.classes = np.zeros(len(labels), np.int64)
-        self.confidences = np.zeros(len(CONFIDENCES) + 1, np.int64)  # the last is beyond the last bound
-        self.confidence_sum = 0.0
-
-    def add(self, probabilities: Floats) -> None:
-        """Take in the rows of a batch, [n, classes]."""
-        confidences = probabilities.max(axis=1)
-        self.classes += np.bincount(probabilities.argmax(axis=1), minlength=len(self.classes))
-        self.confidences += np.bincount(np.searchsorted(CONFIDENCES, confidences), minlength=len(self.confidences))
-        self.confidence_sum += float(confidences.sum())
-
-
-@dataclass
-class Statistics:
-    """The same as totals since the version was loaded, as the Open Inference Protocol reports them. In seconds."""
-
-    succeeded: int = 0
-    success_seconds: float = 0.0
-    failed: int = 0
-    failure_seconds: float = 0.0
-    computed: int = 0  # requests that went through the engine
-    decode_seconds: float = 0.0
-    queue_seconds: float = 0.0
-    compute_seconds: float = 0.0
-    reply_seconds: float = 0.0
-    images: int = 0
-    last: float = 0.0  # time.time() of the last batch
-    batches: dict[int, tuple[int, float]] = field(default_factory=dict)  # by size: how many, seconds
 
 
 class VersionMetrics:
