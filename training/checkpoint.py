@@ -65,8 +65,8 @@ class Position:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """`tensors` are named as `training.loop` puts them there: model.*, best.*, optimizer.*, totals and, once averaging
-    has begun, average.*."""
+    """`tensors` are named as `training.loop` puts them there: model.*, best.*, optimizer.*, totals, once averaging has
+    begun average.*, and in a run of several paths first.*."""
 
     spec: RunSpec
     position: Position

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -45,7 +45,7 @@ class State:
     """All that changes while training.
 
     `totals` is float64 [2]: summed loss and hits of the current epoch. `average` is there once the recipe's averaging
-    has begun: what is validated and kept then.
+    has begun: what is validated and kept then. `first` are the weights that a run of several paths goes back to.
     """
 
     model: Classifier
@@ -54,6 +54,7 @@ class State:
     best: Tensors
     position: Position
     average: AveragedModel | None = None
+    first: Tensors = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -125,7 +126,12 @@ def _start(spec: RunSpec, train_images: LabelledImages, weights: Tensors | None)
         model.load_state_dict(weights)
     model = model.to(spec.compute.device)
     totals = torch.zeros(2, dtype=torch.float64, device=spec.compute.device)
-    return State(model, optimizers.build(model, spec.recipe), totals, {}, Position())
+    first = _copies(model) if spec.recipe.paths > 1 else {}
+    return State(model, optimizers.build(model, spec.recipe), totals, {}, Position(), first=first)
+
+
+def _copies(model: Classifier) -> Tensors:
+    return {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
 
 
 def _to_device(split: LabelledImages, compute: Compute) -> DeviceImages:
@@ -139,6 +145,10 @@ def _train_epoch(
     """From the state's position to the end of its epoch."""
     epoch, first_step = state.position.epoch, state.position.step
     batches = _batches(spec, epoch, data)
+    if epoch and first_step == 0 and epoch % spec.recipe.path_epochs == 0:
+        state.model.load_state_dict(state.first)
+        freeze_first_bias(state.model, frozen=False)  # the optimizer takes what learns
+        state.optimizer = optimizers.build(state.model, spec.recipe)
     state.model.train()
     started, before = time.perf_counter(), state.position.seconds
     for step in range(first_step, len(batches)):
@@ -170,11 +180,11 @@ def _train_step(
     recipe = spec.recipe
     generator = torch.Generator(spec.compute.device).manual_seed(derive(recipe.seed, "augment", epoch, step))
     torch.manual_seed(derive(recipe.seed, "dropout", epoch, step))  # dropout draws from torch's own generator
-    done = (epoch * steps + step) / (recipe.epochs * steps)
+    path_steps = recipe.path_epochs * steps
+    done = (epoch * steps + step) % path_steps / path_steps
     images = _augmented(recipe, data, batch, epoch, done, generator)
     labels = data.labels[batch]
-    if done >= recipe.frozen_from:
-        freeze_first_bias(state.model)
+    freeze_first_bias(state.model, frozen=done >= recipe.frozen_from)
     with spec.compute.autocast():
         logits = state.model(images)
         loss = cross_entropy(logits, labels, label_smoothing=recipe.label_smoothing)
@@ -193,7 +203,7 @@ def _train_step(
 def _augmented(
     recipe: Recipe, data: DeviceImages, batch: Tensor, epoch: int, done: float, generator: torch.Generator
 ) -> Tensor:
-    """The images of a batch as the recipe shows them when the share `done` of the run is over."""
+    """The images of a batch as the recipe shows them when the share `done` of a path is over."""
     source = data.reduced if data.reduced is not None and done < recipe.small_until else data.images
     mirrored = _mirrored(recipe, data, batch, epoch) if recipe.alternate_flip else None
     scale = source.shape[1] / recipe.image_shape[0]
@@ -227,7 +237,7 @@ def _finish_epoch(state: State, spec: RunSpec, training: DeviceImages, validatio
     )
     state.position = Position(position.epoch + 1, 0, 0.0, (*position.history, record))
     if state.position.best(spec.recipe) is record:
-        state.best = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
+        state.best = _copies(model)
     state.totals.zero_()
     return record
 
@@ -269,6 +279,7 @@ def _require_finite(loss: float, epoch: int, step: int) -> None:
 def _save(run: Path, spec: RunSpec, state: State) -> None:
     tensors = {f"model.{name}": tensor for name, tensor in state.model.state_dict().items()}
     tensors |= {f"best.{name}": tensor for name, tensor in state.best.items()}
+    tensors |= {f"first.{name}": tensor for name, tensor in state.first.items()}
     for index, slots in state.optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer.{index}.{name}": tensor for name, tensor in slots.items()}
     if state.average:
@@ -282,6 +293,7 @@ def _restore(state: State, spec: RunSpec, saved: Checkpoint) -> None:
     state.position = saved.position
     state.model.load_state_dict(part(saved.tensors, "model."))
     state.best = part(saved.tensors, "best.")
+    state.first = part(saved.tensors, "first.")
     if average := part(saved.tensors, "average."):
         state.average = AveragedModel(state.model)
         state.average.load_state_dict(average)

@@ -66,7 +66,7 @@ def channel_statistics(images: Pixels) -> tuple[Tensor, Tensor]:
     return torch.tensor(means), torch.tensor(deviations)
 
 
-def freeze_first_bias(model: nn.Module) -> None:
-    """Stop learning the first layer's bias: behind frozen weights, nothing then needs a gradient that far down."""
+def freeze_first_bias(model: nn.Module, frozen: bool) -> None:
+    """Whether the first layer's bias learns: if not, behind frozen weights nothing needs a gradient that far down."""
     biases = (parameter for name, parameter in model.named_parameters() if name.endswith("bias"))
-    next(biases).requires_grad_(False)
+    next(biases).requires_grad_(not frozen)

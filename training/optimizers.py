@@ -91,7 +91,7 @@ def orthogonalise(matrix: Tensor) -> Tensor:
 
 
 def set_rate(optimizer: torch.optim.Optimizer, recipe: Recipe, progress: float) -> None:
-    """Set the rate for a step at `progress` (0 at the first, 1 after the last) of the run."""
+    """Set the rate for a step at `progress` (0 at the first, 1 after the last) of a path."""
     for group in optimizer.param_groups:
         group["lr"] = group["highest"] * rate_share(recipe, progress)
 

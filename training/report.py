@@ -111,8 +111,9 @@ def _curves(model: FinishedModel) -> list[Markup]:
     if not history:
         return []
     recipe = model.spec.recipe
-    epochs = np.linspace(0, len(history), POINTS)
-    rates = [recipe.learning_rate * optimizers.rate_share(recipe, epoch / recipe.epochs) for epoch in epochs]
+    epochs = np.linspace(0, len(history), POINTS, endpoint=False)  # a path begins where the one before it ends
+    path = recipe.path_epochs
+    rates = [recipe.learning_rate * optimizers.rate_share(recipe, epoch % path / path) for epoch in epochs]
     return [
         charts.loss(history),
         charts.accuracy(history, model.recipe["best_epoch"]),

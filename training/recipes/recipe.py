@@ -33,16 +33,22 @@ class Recipe:
     weight_decay: float = _setting("pull of the weights towards 0, times the learning rate", 0.0)
     bias_rate: float = _setting("learning rate of the biases, as a multiple; they decay as fast as the rest", 1.0)
     head_rate: float = _setting("learning rate of the last layer, likewise", 1.0)
-    warm_up: float = _setting("share of the run in which the rate rises; then it falls to 0. Negative: constant", -1.0)
+    warm_up: float = _setting("share of a path in which the rate rises; then it falls to 0. Negative: constant", -1.0)
     lowest_rate: float = _setting("where the rate stops falling, as a share of its highest", 0.0)
-    average_from: float = _setting("share of the run after which the weights of all steps are averaged; 1: never", 1.0)
+    paths: int = _setting("how often the run sets out from its first weights; of each path an equal part", 1)
+    average_from: float = _setting("share of a path after which the weights of all steps are averaged; 1: never", 1.0)
     label_smoothing: float = _setting("share of the target spread over all classes", 0.0)
     reflect: bool = _setting("pad with the image's own border instead of black", False)
     alternate_flip: bool = _setting("mirror each image in every second epoch instead of at random", False)
     cutout: int = _setting("side of a square blanked at random in each image, in pixels; 0: none", 0)
-    small_side: int = _setting("side that images are reduced to in the first part of the run; 0: never", 0)
-    small_until: float = _setting("share of the run on reduced images", 0.0)
-    frozen_from: float = _setting("share of the run after which the first layer's bias stops learning", 1.0)
+    small_side: int = _setting("side that images are reduced to in the first part of a path; 0: never", 0)
+    small_until: float = _setting("share of a path on reduced images", 0.0)
+    frozen_from: float = _setting("share of a path after which the first layer's bias stops learning", 1.0)
+
+    @property
+    def path_epochs(self) -> int:
+        """Epochs of one path."""
+        return self.epochs // self.paths
 
     def __post_init__(self) -> None:
         """Raises TrainingError naming the first field whose value cannot be used."""
@@ -64,6 +70,8 @@ class Recipe:
             (self.head_rate > 0, "head_rate", "above 0"),
             (self.warm_up < 1, "warm_up", "below 1"),
             (0 <= self.lowest_rate <= 1, "lowest_rate", "from 0 to 1"),
+            (self.paths >= 1 and self.epochs % self.paths == 0, "paths", f"at least 1 and divide {self.epochs} epochs"),
+            (self.paths == 1 or self.average_from < 1, "paths", "1 where nothing is averaged"),
             (0 < self.average_from <= 1, "average_from", "above 0, to 1"),
             (0 <= self.label_smoothing < 1, "label_smoothing", "from 0 to less than 1"),
             (0 <= self.cutout < min(height, width), "cutout", "from 0 to less than the image's side"),

@@ -8,8 +8,9 @@ SPRINT is the shortest way to 90% in one view on CIFAR-10 (JPEG q75): GELU and w
 all of them to train on (docs/benchmarks.md).
 
 LONG and AVERAGED are those of the model that is shipped, the second started from the first: ten times as many passes,
-with squares blanked out of the images, against overfitting; then, at a quarter of the rate, passes over which the
-weights are averaged (P. Izmailov et al., "Averaging Weights Leads to Wider Optima and Better Generalization", 2018).
+with squares blanked out of the images, against overfitting; then, at a quarter of the rate, three paths from there
+over which the weights are averaged (P. Izmailov et al., "Averaging Weights Leads to Wider Optima and Better
+Generalization", 2018; of several runs from one start: M. Wortsman et al., "Model soups", 2022).
 """
 
 from __future__ import annotations
@@ -54,7 +55,9 @@ LONG = dataclasses.replace(RECIPE, name="long", epochs=80, crop_padding=4, cutou
 AVERAGED = dataclasses.replace(
     LONG,
     name="averaged",
-    epochs=24,
+    epochs=42,
+    paths=3,
+    validation_fraction=0.01,
     learning_rate=_FILTER_RATE / 4,
     lowest_rate=0.5,
     average_from=0.4,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ from training import architectures, checkpoint, export, finished, loop, optimize
 from training.augment import crop_and_flip
 from training.checkpoint import Checkpoint
 from training.datasets import Dataset
-from training.errors import Interrupted
+from training.errors import Interrupted, TrainingError
 from training.hardware import Compute
 from training.recipes import RECIPES, Recipe
 from training.run import RunSpec, describe_run
@@ -43,13 +44,17 @@ def spec(dataset: Dataset) -> RunSpec:
     return describe_run(recipe, Compute("cpu", "fp32", "contiguous"), dataset)
 
 
-@pytest.fixture(scope="module", params=["record", "averaging"])
+CHANGES: dict[str, dict[str, Any]] = {
+    "record": {},
+    "averaging": {"lowest_rate": 0.25, "average_from": 0.5},  # from the middle of the second epoch
+    "paths": {"lowest_rate": 0.25, "average_from": 0.5, "paths": 3},  # in the second half of every epoch
+}
+
+
+@pytest.fixture(scope="module", params=CHANGES)
 def some_spec(request: pytest.FixtureRequest, spec: RunSpec) -> RunSpec:
-    """The recipe as it is, and with the weights averaged from the middle of the second epoch."""
-    if request.param == "record":
-        return spec
-    changes = {"lowest_rate": 0.25, "average_from": 0.5}
-    return dataclasses.replace(spec, recipe=dataclasses.replace(spec.recipe, **changes))
+    """The recipe as it is, with averaged weights, and with those of three paths."""
+    return dataclasses.replace(spec, recipe=dataclasses.replace(spec.recipe, **CHANGES[request.param]))
 
 
 def train(spec: RunSpec, dataset: Dataset, run: Path) -> Checkpoint:
@@ -126,6 +131,38 @@ def test_what_is_kept_is_the_mean_of_the_weights_with_statistics_of_its_own(
     head = next(key for key, value in seen[0].items() if value.ndim == 2)
     mean = torch.stack([each[head] for each in seen[steps:]]).mean(0)
     assert torch.allclose(several[last[0].replace("model.", "best.", 1)], mean, atol=1e-5)
+
+
+def test_every_path_sets_out_from_the_first_weights(spec: RunSpec, dataset: Dataset, tmp_path: Path) -> None:
+    steps = math.ceil(len(loop.hold_out_validation(dataset, spec)[0]) / spec.recipe.batch_size)
+    recipe = dataclasses.replace(spec.recipe, paths=3, average_from=0.5, small_side=0)
+    before: list[torch.Tensor] = []
+    rates: list[float] = []
+    original = optimizers.Muon.step
+
+    def step(self: optimizers.Muon, closure: None = None) -> None:
+        before.append(next(p for p in optimizers.parameters_of(self) if p.ndim == 2).detach().clone())
+        rates.append(self.param_groups[0]["lr"])
+        original(self, closure)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(optimizers.Muon, "step", step)
+        saved = train(dataclasses.replace(spec, recipe=recipe), dataset, tmp_path / "run")
+    assert len(before) == 3 * steps
+    for path in (1, 2):
+        assert torch.equal(before[path * steps], before[0])
+        assert not torch.equal(before[path * steps - 1], before[0])
+        assert rates[path * steps :][:steps] == rates[:steps]
+    averaged = [index for index in range(steps) if index / steps >= 0.5]
+    assert saved.tensors["average.n_averaged"].item() == 3 * len(averaged)
+    history = saved.position.history
+    assert [record.epoch for record in history] == [1, 2, 3]
+
+
+@pytest.mark.parametrize(("epochs", "paths", "average_from"), [(3, 2, 0.5), (3, 0, 0.5), (4, 2, 1.0)])
+def test_paths_that_cannot_be_are_refused(spec: RunSpec, epochs: int, paths: int, average_from: float) -> None:
+    with pytest.raises(TrainingError, match="paths"):
+        dataclasses.replace(spec.recipe, epochs=epochs, paths=paths, average_from=average_from)
 
 
 @pytest.mark.parametrize("architecture", ["record", "record_gelu"])
