@@ -48,6 +48,8 @@ class _Fourth(ThreadingMixIn, WSGIServer):
 
     def server_bind(self) -> None:
         # The original looks up this machine's name, which may take seconds where no one knows it.
+        # Else no server could start again on this port while a scrape of the one before is in TIME_WAIT, for a minute.
+        self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         self.socket.bind(self.server_address)
         self.server_address = self.socket.getsockname()
         self.server_name, self.server_port = str(self.server_address[0]), self.server_address[1]

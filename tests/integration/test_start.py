@@ -14,7 +14,7 @@ import pytest
 
 from service.manifest import GOLDEN_FILE, MODEL_FILE, file_entry
 from tests import colour_model
-from tests.integration.server_process import ENVIRONMENT, ServerProcess, cli
+from tests.integration.server_process import ENVIRONMENT, ServerProcess, cli, serving
 
 
 def start(repository: Path, *flags: object) -> tuple[int, str]:
@@ -137,6 +137,15 @@ def test_a_port_that_is_taken_is_an_error(models: Path, flag: str) -> None:
         status, said = start(models, flag, taken.getsockname()[1])
     assert status == 1
     assert flag.removeprefix("--").replace("-", "_") in said
+
+
+def test_a_server_starts_again_at_once_on_the_ports_it_had(models: Path, tmp_path: Path) -> None:
+    colour_model.publish(models)
+    with serving(models, tmp_path / "before") as before:
+        before.metrics()  # whose connection the kernel remembers for a minute, on the side that closed it
+    port, metrics_port = before.target.rpartition(":")[2], before.metrics_url.split(":")[2].split("/")[0]
+    with serving(models, tmp_path / "after", "--metrics-port", metrics_port, port=int(port)) as after:
+        assert (after.target, after.metrics_url) == (before.target, before.metrics_url)
 
 
 @pytest.mark.parametrize("module", ["service.runners", "training.quantize"])
