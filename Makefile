@@ -13,11 +13,13 @@ DEV := .venv-dev
 AUDIT := .venv-audit
 # DATA: the original CIFAR-10 by default; or a folder or tar archive of pictures, train/<class>/ and test/<class>/.
 DATA ?= cifar10
+# EXTRA: what `make serve` computes with: cpu, openvino (also where the processor is not Intel's) or gpu.
+EXTRA ?= cpu
 ARGS ?=
 
 .PHONY: serve test retrain bench bench-serve audit lint format protos docs lock clean
 
-serve: $(SERVE)/.made
+serve: $(SERVE)/.made-$(EXTRA)
 	$(SERVE)/bin/cifarserve serve $(ARGS)
 
 test: $(DEV)/.made
@@ -52,10 +54,10 @@ docs: $(DEV)/.made
 	$(DEV)/bin/python docs/generate.py
 
 # uv comes from a hashed file too; it installs the rest several times faster than pip, in parallel.
-$(SERVE)/.made: requirements/bootstrap.txt requirements/cpu.txt pyproject.toml
+$(SERVE)/.made-%: requirements/bootstrap.txt requirements/%.txt pyproject.toml
 	$(PYTHON) -m venv --clear $(SERVE)
 	$(SERVE)/bin/pip install --quiet --disable-pip-version-check --require-hashes -r requirements/bootstrap.txt
-	$(SERVE)/bin/uv pip install --quiet --python $(SERVE)/bin/python --require-hashes -r requirements/cpu.txt
+	$(SERVE)/bin/uv pip install --quiet --python $(SERVE)/bin/python --require-hashes -r requirements/$*.txt
 	$(SERVE)/bin/uv pip install --quiet --python $(SERVE)/bin/python --no-deps --no-build-isolation --editable .
 	touch $@
 
@@ -79,6 +81,7 @@ lock: $(DEV)/.made
 	$(COMPILE) requirements/audit.in --output-file requirements/audit.txt
 	$(COMPILE) pyproject.toml --extra cpu --output-file requirements/cpu.txt
 	$(COMPILE) pyproject.toml --extra gpu --output-file requirements/gpu.txt
+	$(COMPILE) pyproject.toml --extra openvino --constraints requirements/cpu.txt --output-file requirements/openvino.txt
 	$(COMPILE) pyproject.toml --extra otel --constraints requirements/cpu.txt --output-file requirements/otel.txt
 	$(COMPILE) pyproject.toml --extra loadtest --constraints requirements/cpu.txt --output-file requirements/loadtest.txt
 	$(COMPILE) pyproject.toml --extra cpu --extra train --output-file requirements/train.txt

@@ -88,17 +88,21 @@ def _open_cpu(model: Path, options: ort.SessionOptions, wanted: Wanted) -> ort.I
 
 
 def _open_openvino(model: Path, options: ort.SessionOptions, wanted: Wanted) -> ort.InferenceSession:
+    """With the onnxruntime-openvino package, on any processor of its kind; with the plugin, on Intel's alone."""
+    if wanted.precision == "bf16" and not cpu.computes_bf16():
+        raise ProviderError("this processor does not compute in bf16")
+    settings = {"load_config": json.dumps({"CPU": openvino_options(wanted)})}
+    if NAMES["openvino"] in ort.get_available_providers():
+        settings["device_type"] = "CPU"
+        return ort.InferenceSession(model, options, providers=[(NAMES["openvino"], settings)])
     try:
         _register_openvino()
     except ImportError:
         raise ProviderError("the package onnxruntime-ep-openvino is not installed") from None
     devices = _openvino_devices()
     if not devices:
-        raise ProviderError("OpenVINO finds no Intel device on this machine")
-    if wanted.precision == "bf16" and not cpu.computes_bf16():
-        raise ProviderError("this processor does not compute in bf16")
-    config = {"CPU": openvino_options(wanted)}
-    options.add_provider_for_devices(devices[:1], {"load_config": json.dumps(config)})
+        raise ProviderError("OpenVINO's plugin takes no processor but Intel's; the extra [openvino] takes others")
+    options.add_provider_for_devices(devices[:1], settings)
     return ort.InferenceSession(model, options)
 
 

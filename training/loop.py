@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -18,43 +18,26 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 from torch.optim.swa_utils import AveragedModel, update_bn
 
-from training import architectures, checkpoint, optimizers
+from training import checkpoint, optimizers
 from training.augment import crop_and_flip, cut_out, reduce
-from training.checkpoint import Checkpoint, EpochRecord, Position, Tensors, part
+from training.checkpoint import EpochRecord, Position, Tensors
 from training.datasets import Dataset, LabelledImages
 from training.errors import Interrupted, TrainingError
 from training.hardware import Compute
-from training.model import Classifier, channel_statistics, freeze_first_bias
+from training.model import Classifier, freeze_first_bias
 from training.progress import TrainingDisplay
 from training.recipes import Recipe
-from training.run import RunSpec, require_same_run
+from training.run import RunSpec
 from training.seeds import derive
 from training.splits import stratified_holdout
+from training.state import State, restore, save, start
 
 SHOW_EVERY = 10  # steps: reading the loss waits for the device
 EVALUATION_BATCH = 500
-PREPARATION_IMAGES = 5000
 STATISTICS_IMAGES = 10_000
 
 # The number of the signal that asks training to stop, or 0.
 StopSignal = Callable[[], int]
-
-
-@dataclass
-class State:
-    """All that changes while training.
-
-    `totals` is float64 [2]: summed loss and hits of the current epoch. `average` is there once the recipe's averaging
-    has begun: what is validated and kept then. `first` are the weights that a run of several paths goes back to.
-    """
-
-    model: Classifier
-    optimizer: torch.optim.Optimizer
-    totals: Tensor
-    best: Tensors
-    position: Position
-    average: AveragedModel | None = None
-    first: Tensors = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -98,9 +81,9 @@ def train(
     checkpoint to resume is damaged or of another run; TrainingError when the loss is no longer finite.
     """
     train_images, validation_images = hold_out_validation(dataset, spec)
-    state = _start(spec, train_images, weights)
+    state = start(spec, train_images, weights)
     if resume:
-        _restore(state, spec, checkpoint.load(run))
+        restore(state, spec, checkpoint.load(run))
     training = _to_device(train_images, spec.compute)
     if spec.recipe.small_side:
         training = replace(training, reduced=reduce(training.images, spec.recipe.small_side))
@@ -112,26 +95,8 @@ def train(
             _train_epoch(state, spec, training, run, stop_signal, display)
             record = _finish_epoch(state, spec, training, validation)
             display.show_epoch(record)
-            _save(run, spec, state)
+            save(run, spec, state)
     return state.position
-
-
-def _start(spec: RunSpec, train_images: LabelledImages, weights: Tensors | None) -> State:
-    torch.manual_seed(derive(spec.recipe.seed, "weights"))
-    network = architectures.build(spec.recipe.architecture, spec.recipe.image_shape, len(spec.classes))
-    model = Classifier(network, *channel_statistics(train_images.images), spec.compute.memory_format)
-    sample = torch.from_numpy(train_images.images[:PREPARATION_IMAGES])
-    architectures.prepare(spec.recipe.architecture, network, model.normalise(sample))
-    if weights:
-        model.load_state_dict(weights)
-    model = model.to(spec.compute.device)
-    totals = torch.zeros(2, dtype=torch.float64, device=spec.compute.device)
-    first = _copies(model) if spec.recipe.paths > 1 else {}
-    return State(model, optimizers.build(model, spec.recipe), totals, {}, Position(), first=first)
-
-
-def _copies(model: Classifier) -> Tensors:
-    return {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
 
 
 def _to_device(split: LabelledImages, compute: Compute) -> DeviceImages:
@@ -146,9 +111,7 @@ def _train_epoch(
     epoch, first_step = state.position.epoch, state.position.step
     batches = _batches(spec, epoch, data)
     if epoch and first_step == 0 and epoch % spec.recipe.path_epochs == 0:
-        state.model.load_state_dict(state.first)
-        freeze_first_bias(state.model, frozen=False)  # the optimizer takes what learns
-        state.optimizer = optimizers.build(state.model, spec.recipe)
+        state.set_out_again(spec.recipe)
     state.model.train()
     started, before = time.perf_counter(), state.position.seconds
     for step in range(first_step, len(batches)):
@@ -156,7 +119,7 @@ def _train_epoch(
         seconds = time.perf_counter() - started
         state.position = replace(state.position, step=step + 1, seconds=before + seconds)
         if number := stop_signal():
-            _save(run, spec, state)
+            save(run, spec, state)
             place = f"epoch {epoch + 1}, step {step + 1} of {len(batches)}"
             raise Interrupted(f"stopped at {place}; go on with: cifarserve train --run {run} --resume", number)
         if (step + 1) % SHOW_EVERY == 0:
@@ -237,7 +200,7 @@ def _finish_epoch(state: State, spec: RunSpec, training: DeviceImages, validatio
     )
     state.position = Position(position.epoch + 1, 0, 0.0, (*position.history, record))
     if state.position.best(spec.recipe) is record:
-        state.best = _copies(model)
+        state.keep(model)
     state.totals.zero_()
     return record
 
@@ -274,35 +237,3 @@ def _validate(model: Classifier, compute: Compute, data: DeviceImages) -> tuple[
 def _require_finite(loss: float, epoch: int, step: int) -> None:
     if not math.isfinite(loss):
         raise TrainingError(f"the loss is {loss} in epoch {epoch + 1}, step {step + 1}: try a lower --learning-rate")
-
-
-def _save(run: Path, spec: RunSpec, state: State) -> None:
-    tensors = {f"model.{name}": tensor for name, tensor in state.model.state_dict().items()}
-    tensors |= {f"best.{name}": tensor for name, tensor in state.best.items()}
-    tensors |= {f"first.{name}": tensor for name, tensor in state.first.items()}
-    for index, slots in state.optimizer.state_dict()["state"].items():
-        tensors |= {f"optimizer.{index}.{name}": tensor for name, tensor in slots.items()}
-    if state.average:
-        tensors |= {f"average.{name}": tensor for name, tensor in state.average.state_dict().items()}
-    checkpoint.save(run, Checkpoint(spec, state.position, {**tensors, "totals": state.totals}))
-
-
-def _restore(state: State, spec: RunSpec, saved: Checkpoint) -> None:
-    """Put a checkpoint's tensors into a fresh state. Raises CheckpointError when it is of another run."""
-    require_same_run(saved.spec, spec)
-    state.position = saved.position
-    state.model.load_state_dict(part(saved.tensors, "model."))
-    state.best = part(saved.tensors, "best.")
-    state.first = part(saved.tensors, "first.")
-    if average := part(saved.tensors, "average."):
-        state.average = AveragedModel(state.model)
-        state.average.load_state_dict(average)
-    state.totals.copy_(saved.tensors["totals"])
-    optimizer_state = state.optimizer.state_dict()
-    for index, parameter in enumerate(optimizers.parameters_of(state.optimizer)):
-        slots = part(saved.tensors, f"optimizer.{index}.")
-        # In the memory layout of the parameter, as the optimizer made them: mixed layouts would slow every step down.
-        optimizer_state["state"][index] = {
-            name: torch.empty_like(parameter).copy_(tensor) if tensor.ndim else tensor for name, tensor in slots.items()
-        }
-    state.optimizer.load_state_dict(optimizer_state)
