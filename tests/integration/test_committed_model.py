@@ -15,7 +15,7 @@ from service.manifest import read_manifest, verify_files
 from tests.integration.server_process import ROOT, serving
 
 MODELS = ROOT / "models"
-VERSIONS = (3, 4)
+VERSIONS = (4, 5)
 # CIFAR-10 as JPEG (quality 75), in ImageFolder layout; not part of the project.
 ARCHIVE = Path(os.environ.get("CIFARSERVE_TEST_DATA", ROOT.parent / "shared" / "data" / "cifar10-jpeg.tar.xz"))
 IMAGES_PER_REQUEST = 100
