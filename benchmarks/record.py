@@ -110,11 +110,11 @@ def published(path: Path, dataset: Dataset) -> dict[str, Any]:
     return {"one_view": said["val_acc"], "six_views": six, "seconds": said["time_seconds"], "epochs": said["epoch"] + 1}
 
 
-def ours(recipe: str, data: str) -> dict[str, Any]:
-    """The same of our recipe."""
+def ours(recipe: str, data: str, changes: list[str]) -> dict[str, Any]:
+    """The same of our recipe, with flags of `cifarserve train` that change it."""
     with tempfile.TemporaryDirectory() as folder:
         run = Path(folder) / "run"
-        for flags in (["train", "--recipe", recipe], ["evaluate", "--six-views"]):
+        for flags in (["train", "--recipe", recipe, *changes], ["evaluate", "--six-views"]):
             command = [sys.executable, "-m", "service.cli", *flags, "--run", run, "--data", data]
             subprocess.run(list(map(str, command)), check=True, stdout=sys.stderr)
         history = checkpoint.load(run).position.history
@@ -132,9 +132,10 @@ def main() -> None:
     parser.add_argument("--data", required=True, help="folder or archive of 32x32 pictures")
     parser.add_argument("--recipe", default="sprint")
     parser.add_argument("--out", type=Path, help="file for the JSON")
+    parser.add_argument("flags", nargs="*", help="after --: of `cifarserve train`")
     options = parser.parse_args()
     script, data = options.script.resolve(), str(Path(options.data).resolve())
-    mine = ours(options.recipe, data)
+    mine = ours(options.recipe, data, options.flags)
     theirs = published(script, read_data(data, None, (32, 32, 3), Path("data"), 1.0))
     found = {"ours": mine, "published": theirs, "ratio_of_seconds": mine["seconds"] / theirs["seconds"]}
     text = json.dumps(found, indent=2)

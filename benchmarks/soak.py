@@ -188,9 +188,12 @@ async def soak(server: ServerProcess, models: Path, seconds: float) -> dict[str,
         growth[name] = [round(early, 1), round(late, 1)]
         if late > early * times and late > early + MAY_ADD[name]:
             problems.append(f"{name} grew from {early:.1f} to {late:.1f}")
+    tenth = max(1, len(samples) // 10)  # a level that is reached and kept is no growth
+    resident = [sample["resident_mib"] for sample in samples]
+    tenths = [round(statistics.median(resident[begin : begin + tenth]), 1) for begin in range(0, len(resident), tenth)]
     return {
         "seconds": seconds, "calls": ended.total(), "versions": versions, "ended": dict(sorted(ended.items())),
-        "second_and_last_quarter": growth, "problems": problems,
+        "second_and_last_quarter": growth, "resident_mib_by_tenths": tenths, "problems": problems,
         "wrong": [each for one in callers for each in one.wrong],
     }  # fmt: skip
 
