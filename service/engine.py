@@ -6,7 +6,6 @@ import time
 from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -39,8 +38,8 @@ class Outputs:
 class Engine:
     """Runs batches of images. Not thread-safe: one thread at a time calls `run`.
 
-    Providers that compile or tune for each shape they meet are only given shapes that were warmed: a batch is padded
-    up to one of the `buckets`. ONNX Runtime's own CPU provider takes every size as it comes.
+    Providers of GPUs, which compile or tune for each shape they meet, are only given shapes that were warmed: a batch
+    is padded up to one of the `buckets`. On the CPU, with OpenVINO too, every size is taken as it comes.
     """
 
     def __init__(
@@ -153,11 +152,11 @@ def _buckets(provider: str, most: int, wanted: Sequence[int]) -> tuple[tuple[int
         if not 1 <= buckets[0] <= buckets[-1] == most:
             raise EngineError(f"buckets must be from 1 to max_batch_size, {most}; they are {list(wanted)}")
         return buckets, buckets
-    if provider == "cpu":
-        # Time grows in proportion to the size, and a new one costs next to nothing (docs/benchmarks.md).
-        return tuple(range(1, most + 1)), powers_of_two(most)
-    buckets = powers_of_two(most) if provider in providers.GPUS else halfway_too(powers_of_two(most))
-    return buckets, buckets
+    powers = powers_of_two(most)
+    if provider in providers.GPUS:
+        return powers, powers
+    # Time grows in proportion to the size, and a new one costs next to nothing (docs/benchmarks.md).
+    return tuple(range(1, most + 1)), powers
 
 
 def powers_of_two(most: int) -> tuple[int, ...]:
@@ -166,12 +165,6 @@ def powers_of_two(most: int) -> tuple[int, ...]:
         raise EngineError(f"max_batch_size must be at least 1, is {most}")
     powers = [1 << bits for bits in range(most.bit_length()) if 1 << bits < most]
     return (*powers, most)
-
-
-def halfway_too(sizes: tuple[int, ...]) -> tuple[int, ...]:
-    """`sizes` and the means of neighbours: where compute grows with the size, at most a third is padding, not half."""
-    means = ((one + other) // 2 for one, other in pairwise(sizes))
-    return tuple(sorted({*sizes, *means}))
 
 
 def _signature(session: ort.InferenceSession) -> tuple[tuple[int, int, int], int]:

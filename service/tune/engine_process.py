@@ -9,6 +9,7 @@ import dataclasses
 import json
 import sys
 import time
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ import numpy as np
 import onnxruntime as ort
 
 from service import providers
-from service.engine import Engine, EngineError, halfway_too, powers_of_two
+from service.engine import Engine, EngineError, powers_of_two
 from service.manifest import read_manifest
 from service.model_config import Compute
 from service.precisions import PrecisionError
@@ -43,7 +44,7 @@ def curve(job: dict[str, Any]) -> dict[str, Any]:
 
     def opened(most: int) -> Engine:
         sizes = powers_of_two(most)
-        buckets = sizes if compute.provider == "cpu" else halfway_too(sizes)
+        buckets = halfway_too(sizes) if compute.provider in providers.GPUS else sizes
         chosen = dataclasses.replace(compute, max_batch_size=most, buckets=buckets, instances=1)
         return open_engine(folder, manifest, chosen)
 
@@ -56,6 +57,12 @@ def curve(job: dict[str, Any]) -> dict[str, Any]:
         del engine  # before the next: a device's memory may not be enough for both
         engine = opened(most)
     return {"seconds": {size: _seconds(engine, size) for size in engine.buckets}}
+
+
+def halfway_too(sizes: tuple[int, ...]) -> tuple[int, ...]:
+    """`sizes` and the means of neighbours: with these as buckets, at most a third of a batch is padding, not half."""
+    means = ((one + other) // 2 for one, other in pairwise(sizes))
+    return tuple(sorted({*sizes, *means}))
 
 
 def _seconds(engine: Engine, size: int) -> float:

@@ -10,8 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.engine import Engine, EngineError, halfway_too, powers_of_two
+from service.engine import Engine, EngineError, powers_of_two
 from service.manifest import GOLDEN_FILE, MODEL_FILE
+from service.tune.engine_process import halfway_too
 from tests import colour_model
 
 
@@ -112,6 +113,7 @@ def test_openvino_runs_the_model_or_says_why_it_cannot(version: Path) -> None:
         assert "OpenVINO" in str(error) or "onnxruntime-ep-openvino" in str(error)
         pytest.skip(f"no OpenVINO here: {error}")
     assert (engine.provider, engine.precision) == ("OpenVINOExecutionProvider", "fp32")
+    assert engine.bucket(5) == 5
     engine.warm_up()
     engine.check_golden(version / GOLDEN_FILE)
 
