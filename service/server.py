@@ -35,6 +35,7 @@ from service.streams import Streams
 
 log = logging.getLogger(__name__)
 
+MAX_UNSEEN_CALLS = 16_384
 SERVICES = (
     classifier_pb2.DESCRIPTOR.services_by_name["Classifier"].full_name,
     grpc_predict_v2_pb2.DESCRIPTOR.services_by_name["GRPCInferenceService"].full_name,
@@ -227,6 +228,10 @@ def limits(settings: Settings) -> list[tuple[str, int]]:
     return [
         ("grpc.max_allowed_incoming_connections", settings.max_connections),
         ("grpc.max_concurrent_streams", settings.max_streams),
+        # gRPC itself ends calls as CANCELLED, from 1,000 on some and from 3,000 on all, that wait for the event loop to
+        # look at them, as after a pause of the machine. Seen by the loop, they get an answer or RESOURCE_EXHAUSTED.
+        ("grpc.server.max_pending_requests", MAX_UNSEEN_CALLS),
+        ("grpc.server.max_pending_requests_hard_limit", MAX_UNSEEN_CALLS),
         ("grpc.max_metadata_size", settings.max_metadata_bytes),
         ("grpc.absolute_max_metadata_size", settings.max_metadata_bytes),
         ("grpc.http2.min_ping_interval_without_data_ms", round(1000 * settings.ping_seconds)),

@@ -6,6 +6,7 @@ import io
 import os
 import resource
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -246,6 +247,26 @@ def test_a_full_disk_while_publishing_leaves_no_half_version_and_the_server_serv
             assert not load.errors
     finally:
         subprocess.run(["umount", "-l", disk], check=False)
+
+
+def test_a_pause_while_thousands_of_calls_come_leaves_none_of_them_without_a_status_of_ours(
+    models: Path, tmp_path: Path
+) -> None:
+    request = pb.ClassifyRequest(images=[pb.Image(raw=pb.RawImage(rgb=bytes(3 * 8 * 8), width=8, height=8))])
+    ended: Counter[str] = Counter()
+    with serving(models, tmp_path / "log") as server, ExitStack() as stack:
+        options = (("grpc.use_local_subchannel_pool", 1),)  # a connection for each
+        channels = [stack.enter_context(grpc.insecure_channel(server.target, options)) for _ in range(4)]
+        stubs = [pb_grpc.ClassifierStub(channel) for channel in channels]
+        for stub in stubs:
+            stub.Classify(request, timeout=20)
+        server.process.send_signal(signal.SIGSTOP)
+        calls = [stubs[number % 4].Classify.future(request, timeout=60) for number in range(3500)]
+        time.sleep(1)
+        server.process.send_signal(signal.SIGCONT)
+        for call in calls:
+            ended[call.code().name] += 1
+        assert ended.keys() <= {"OK", "RESOURCE_EXHAUSTED"}, ended
 
 
 def test_no_time_that_matters_is_read_from_a_clock_that_can_be_set() -> None:
