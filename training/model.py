@@ -67,6 +67,8 @@ def channel_statistics(images: Pixels) -> tuple[Tensor, Tensor]:
 
 
 def freeze_first_bias(model: nn.Module, frozen: bool) -> None:
-    """Whether the first layer's bias learns: if not, behind frozen weights nothing needs a gradient that far down."""
+    """Whether the first layer's bias, if there is one, learns: if not, behind frozen weights nothing needs a gradient
+    that far down."""
     biases = (parameter for name, parameter in model.named_parameters() if name.endswith("bias"))
-    next(biases).requires_grad_(not frozen)
+    if (first := next(biases, None)) is not None:
+        first.requires_grad_(not frozen)
