@@ -35,7 +35,7 @@ class Recipe:
     head_rate: float = _setting("learning rate of the last layer, likewise", 1.0)
     warm_up: float = _setting("share of a path in which the rate rises; then it falls to 0. Negative: constant", -1.0)
     lowest_rate: float = _setting("where the rate stops falling, as a share of its highest", 0.0)
-    paths: int = _setting("how often the run sets out from its first weights; of each path an equal part", 1)
+    paths: int = _setting("how often the run sets out from its first weights; the epochs are shared equally", 1)
     average_from: float = _setting("share of a path after which the weights of all steps are averaged; 1: never", 1.0)
     label_smoothing: float = _setting("share of the target spread over all classes", 0.0)
     reflect: bool = _setting("pad with the image's own border instead of black", False)
