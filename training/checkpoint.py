@@ -65,7 +65,7 @@ class Position:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """`tensors` are named as `training.loop` puts them there: model.*, best.*, optimizer.*, totals, once averaging has
+    """`tensors` are named as `training.state` puts them there: model.*, best.*, optimizer.*, totals, once averaging has
     begun average.*, and in a run of several paths first.*."""
 
     spec: RunSpec
