@@ -29,7 +29,8 @@ Tensors = dict[str, Tensor]
 
 @dataclass(frozen=True)
 class EpochRecord:
-    """What one epoch gave. Losses are mean cross entropies, accuracies fractions, seconds those of training alone."""
+    """What one epoch gave. Losses are mean cross entropies, accuracies fractions, seconds those of training, with the
+    statistics of averaged weights and without validation."""
 
     epoch: int
     loss: float

@@ -184,8 +184,9 @@ def _mirrored(recipe: Recipe, data: DeviceImages, batch: Tensor, epoch: int) -> 
 
 def _finish_epoch(state: State, spec: RunSpec, training: DeviceImages, validation: DeviceImages) -> EpochRecord:
     """Validate, keep the weights if Position.best says so, and move to the start of the next epoch."""
-    model = _averaged(state.average, spec, training, state.position.epoch) if state.average else state.model
-    position = state.position
+    started, position = time.perf_counter(), state.position
+    model = _averaged(state.average, spec, training, position.epoch) if state.average else state.model
+    seconds = position.seconds + (time.perf_counter() - started)  # without its statistics, an average is no model yet
     loss, accuracy = (state.totals / len(training)).tolist()
     _require_finite(loss, position.epoch, position.step - 1)  # the position is that of the step to come
     validation_loss, validation_accuracy = _validate(model, spec.compute, validation)
@@ -195,7 +196,7 @@ def _finish_epoch(state: State, spec: RunSpec, training: DeviceImages, validatio
         accuracy=accuracy,
         validation_loss=validation_loss,
         validation_accuracy=validation_accuracy,
-        seconds=position.seconds,
+        seconds=seconds,
         images_per_second=len(training) / position.seconds,
     )
     state.position = Position(position.epoch + 1, 0, 0.0, (*position.history, record))

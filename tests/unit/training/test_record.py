@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import time
 from pathlib import Path
 from typing import Any
 
@@ -131,6 +132,24 @@ def test_what_is_kept_is_the_mean_of_the_weights_with_statistics_of_its_own(
     head = next(key for key, value in seen[0].items() if value.ndim == 2)
     mean = torch.stack([each[head] for each in seen[steps:]]).mean(0)
     assert torch.allclose(several[last[0].replace("model.", "best.", 1)], mean, atol=1e-5)
+
+
+def test_the_seconds_of_an_epoch_count_the_averages_statistics(
+    spec: RunSpec, dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slow, update = 0.2, loop.update_bn
+
+    def measure_slowly(batches: Any, network: torch.nn.Module) -> None:
+        update(batches, network)
+        time.sleep(slow)
+
+    monkeypatch.setattr(loop, "update_bn", measure_slowly)
+    recipe = dataclasses.replace(spec.recipe, average_from=0.5, epochs=2, small_side=0)
+    history = train(dataclasses.replace(spec, recipe=recipe), dataset, tmp_path / "run").position.history
+    images = len(loop.hold_out_validation(dataset, spec)[0])
+    apart = [record.seconds - images / record.images_per_second for record in history]
+    assert apart[0] == pytest.approx(0, abs=slow / 4)
+    assert apart[1] >= slow
 
 
 def test_every_path_sets_out_from_the_first_weights(spec: RunSpec, dataset: Dataset, tmp_path: Path) -> None:
