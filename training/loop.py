@@ -184,9 +184,12 @@ def _mirrored(recipe: Recipe, data: DeviceImages, batch: Tensor, epoch: int) -> 
 
 def _finish_epoch(state: State, spec: RunSpec, training: DeviceImages, validation: DeviceImages) -> EpochRecord:
     """Validate, keep the weights if Position.best says so, and move to the start of the next epoch."""
-    started, position = time.perf_counter(), state.position
-    model = _averaged(state.average, spec, training, position.epoch) if state.average else state.model
-    seconds = position.seconds + (time.perf_counter() - started)  # without its statistics, an average is no model yet
+    model, position = state.model, state.position
+    seconds = position.seconds
+    if state.average:
+        started = time.perf_counter()
+        model = _averaged(state.average, spec, training, position.epoch)
+        seconds += time.perf_counter() - started  # without its statistics, an average is no model yet
     loss, accuracy = (state.totals / len(training)).tolist()
     _require_finite(loss, position.epoch, position.step - 1)  # the position is that of the step to come
     validation_loss, validation_accuracy = _validate(model, spec.compute, validation)
