@@ -7,6 +7,7 @@ import socket
 import sys
 import threading
 from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from socketserver import ThreadingMixIn
 from typing import Any
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
@@ -32,7 +33,7 @@ class HttpServer:
     ) -> None:  # fmt: skip
         """`ready` and `live` are called from other threads. Raises OSError when the port is taken."""
         kind = _Sixth if ":" in host else _Fourth
-        application = _application(registry, {"/ready": ready, "/live": live}, page)
+        application = _application(_scraped(registry), {"/ready": ready, "/live": live}, page)
         self._server = make_server(host, port, application, kind, _Handler)
         self.port = self._server.server_port
         threading.Thread(target=self._server.serve_forever, name="http", daemon=True).start()
@@ -73,8 +74,21 @@ class _Handler(WSGIRequestHandler):
         """Nothing: a scrape is no event."""
 
 
-def _application(registry: CollectorRegistry, probes: Mapping[str, Callable[[], bool]], page: Page | None) -> _App:
+def _scraped(registry: CollectorRegistry) -> _App:
+    """Gives the metrics. All replies, which may be megabytes, are made by one thread: glibc keeps what a thread has
+    freed, and with a new thread for each scrape it did so many times over (docs/reliability.md, "Soak").
+    """
     metrics: Any = prometheus_client.make_wsgi_app(registry)
+    scraper = ThreadPoolExecutor(1, "scrape")
+
+    def scrape(environ: dict[str, Any], start: _Start) -> Iterable[bytes]:
+        reply: Iterable[bytes] = scraper.submit(metrics, environ, start).result()
+        return reply
+
+    return scrape
+
+
+def _application(metrics: _App, probes: Mapping[str, Callable[[], bool]], page: Page | None) -> _App:
     there_are = f"there are {'/, ' if page else ''}/metrics, /live and /ready"
 
     def answer(environ: dict[str, Any], start: _Start) -> Iterable[bytes]:
@@ -86,8 +100,7 @@ def _application(registry: CollectorRegistry, probes: Mapping[str, Callable[[], 
         if method not in ("GET", "HEAD"):
             return _plain(start, "405 Method Not Allowed", "GET only")
         if path == "/metrics":
-            reply: Iterable[bytes] = metrics(environ, start)
-            return reply
+            return metrics(environ, start)
         if not probes[path]():
             return _plain(start, "503 Service Unavailable", f"not {path[1:]}")
         return _plain(start, "200 OK", path[1:])
