@@ -32,7 +32,7 @@ FAILURES_IN_A_ROW = 3
 
 
 class BatchObserver(Protocol):
-    """What the batcher reports of its work; `service.metrics` counts it. From any thread, but for
+    """What the batcher reports of its work; `service.version_metrics` counts it. From any thread, but for
     `computed`, `predicted` and `failed`, which are called on the loop.
     """
 

@@ -99,6 +99,10 @@ class Engine:
         probabilities, logits = self._run(images)
         return Outputs(probabilities[:count], logits[:count])
 
+    def close(self) -> None:
+        """Let the session and its memory go, whoever still holds this engine. Nothing can be computed any more."""
+        del self._run, self._buffer
+
     def warm_up(self) -> None:
         """Run every landmark, so that no caller waits for a provider to compile or tune for its shape."""
         for bucket in self.landmarks:

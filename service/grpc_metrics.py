@@ -14,8 +14,7 @@ from typing import Any
 
 import grpc
 
-from service.metric_families import Families
-from service.metrics import SECONDS
+from service.metric_families import SECONDS, Families
 from service.unparsable import UNPARSABLE, parsed_only, refuse, tolerant
 
 _METHOD = ("grpc_type", "grpc_service", "grpc_method")

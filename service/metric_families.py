@@ -11,6 +11,9 @@ from prometheus_client.metrics import MetricWrapperBase
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
+# 100 microseconds to 10 seconds, three to a decade.
+SECONDS = (0.0001, 0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
+
 _Kind = TypeVar("_Kind", bound=Metric)
 _Made = TypeVar("_Made", bound=MetricWrapperBase)
 

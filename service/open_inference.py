@@ -18,9 +18,9 @@ from inference import grpc_predict_v2_pb2_grpc as pb_grpc
 
 from service import images, status, tensors
 from service import inference_messages as messages
+from service.catalogue import READY
 from service.errors import InvalidInput, ModelNotFound, ServiceError, Unavailable
 from service.frontend import Decode, Frontend, Timing, deadline_of
-from service.repository import READY
 from service.serving import LoadError, ServedModel
 from service.streams import Streams
 

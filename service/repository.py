@@ -6,9 +6,9 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Coroutine, Mapping
-from dataclasses import dataclass
 
-from service import folders, serving
+from service import folders, memory, serving
+from service.catalogue import LOADING, READY, UNAVAILABLE, UNLOADING, Catalogue, VersionState
 from service.config import ConfigError, Settings
 from service.errors import ModelNotFound, Unavailable
 from service.manifest import MANIFEST_FILE
@@ -20,16 +20,6 @@ from service.serving import LoadError, ServedModel
 
 log = logging.getLogger(__name__)
 
-READY, LOADING, UNLOADING, UNAVAILABLE = "READY", "LOADING", "UNLOADING", "UNAVAILABLE"
-
-
-@dataclass(frozen=True)
-class VersionState:
-    name: str
-    version: int
-    state: str
-    reason: str = ""
-
 
 class Repository:
     """To be used from one event loop."""
@@ -40,8 +30,7 @@ class Repository:
         self._settings = settings
         self._metrics = metrics
         self._models: dict[str, Model] = {}
-        self._states: dict[tuple[str, int], VersionState] = {}
-        self._config_errors: dict[str, str] = {}
+        self._catalogue = Catalogue(settings.model_repository)
         self._overrides: dict[str, Mapping[str, object]] = {}
         # What a version looked like when it failed to load: it is tried again only when that has changed.
         self._failed: dict[tuple[str, int], object] = {}
@@ -59,7 +48,7 @@ class Repository:
                 await self.load(name)
         else:
             failures = await self.refresh()
-            if failures and not self._present() <= self._models.keys():
+            if failures and not self._catalogue.present() <= self._models.keys():
                 raise failures[0]
             if not self._models:
                 folder = settings.model_repository
@@ -73,9 +62,9 @@ class Repository:
         async with self._changing:
             self._look()
             explicit = self._settings.model_control == "explicit"
-            for name in sorted(self._models if explicit else self._present()):
+            for name in sorted(self._models if explicit else self._catalogue.present()):
                 failures += await self._apply(name)
-            for name in set(self._models) - self._present():
+            for name in set(self._models) - self._catalogue.present():
                 log.warning("the folder of %s is gone; its versions are served until they are unloaded", name)
         return failures
 
@@ -99,7 +88,7 @@ class Repository:
 
     async def _load(self, name: str, override: Mapping[str, object] | None) -> None:
         async with self._changing:
-            if name not in self._present():
+            if name not in self._catalogue.present():
                 raise ModelNotFound(f"model: {name!r} is not in the repository")
             self._overrides.pop(name, None)
             if override:
@@ -132,13 +121,7 @@ class Repository:
             return model.versions[version]
         if not self._started:
             raise Unavailable("the models are loading")
-        known = [
-            state
-            for state in self._states.values()
-            if state.state != READY and version in (0, state.version) and name in ("", state.name)
-        ]
-        if known:
-            last = known[-1]
+        if (last := self._catalogue.not_ready(name, version)) is not None:
             raise Unavailable(f"{last.name} version {last.version} is not ready: {last.state}; the log says why")
         served = ", ".join(f"{one.manifest.name} {one.manifest.version}" for one in self.models())
         raise ModelNotFound(f"{name!r} version {version or 'any'} is not in the repository; served: {served or 'none'}")
@@ -156,7 +139,7 @@ class Repository:
     def ready(self) -> bool:
         """Whether every model that should be served is."""
         # A wrong config.toml beside a version that serves is an error to mend, not a reason to turn callers away.
-        return self._started and self._models.keys() >= {*self._config_errors, *self._recovery.names}
+        return self._started and self._models.keys() >= self._catalogue.wrong_configs() | self._recovery.names
 
     def lost(self) -> bool:
         """Whether only a new process may be able to serve what this one should."""
@@ -184,15 +167,11 @@ class Repository:
     def index(self) -> list[VersionState]:
         """Every version that is in the folder, or was served, with its state and the reason for it."""
         self._look()
-        return [
-            state if state.state == READY or state.name not in self._config_errors
-            else VersionState(state.name, state.version, state.state, self._config_errors[state.name])
-            for _, state in sorted(self._states.items())
-        ]  # fmt: skip
+        return self._catalogue.index()
 
     def states(self) -> list[tuple[str, int, str]]:
         """(model, version, state) of every version that was there at the last look. From any thread."""
-        return [(one.name, one.version, one.state) for one in list(self._states.values())]
+        return self._catalogue.states()
 
     async def close(self) -> None:
         """Refuse new requests with Unavailable, and finish what is admitted."""
@@ -200,18 +179,7 @@ class Repository:
         await asyncio.gather(*(served.batcher.close() for served in self.models()))
 
     def _look(self) -> None:
-        """Note the versions in the folder that nothing is known of yet, and forget those that are gone."""
-        root = self._settings.model_repository
-        there = {(name, version) for name in self._present() for version in folders.model_versions(root / name)}
-        for name, version in there - self._states.keys():
-            self._states[name, version] = VersionState(name, version, UNAVAILABLE, "not loaded")
-        for key in self._states.keys() - there:
-            if self._states[key].state == UNAVAILABLE:
-                del self._states[key]
-        self._metrics.forget_all_but(self._states)
-
-    def _present(self) -> set[str]:
-        return folders.model_names(self._settings.model_repository)
+        self._metrics.forget_all_but(self._catalogue.look())
 
     async def _apply(self, name: str) -> list[LoadError]:
         """Load what the configuration wants and is not served, swap it in, retire what it no longer wants."""
@@ -224,7 +192,7 @@ class Repository:
                 config = parse(self._overrides[name], self._settings, source)
         except ConfigError as error:
             return [self._config_failed(name, str(error))]
-        self._config_errors.pop(name, None)
+        self._catalogue.config_read(name)
         present = folders.model_versions(folder)
         current = self._models.get(name)
         serving_now = dict(current.versions) if current else {}
@@ -256,10 +224,9 @@ class Repository:
         return failures
 
     def _config_failed(self, name: str, message: str) -> LoadError:
-        if self._config_errors.get(name) != message:
+        if self._catalogue.config_failed(name, message):
             log.error("%s", message)
             self._metrics.load_failed(name, "config")
-        self._config_errors[name] = message
         return LoadError(message, "config")
 
     async def _ensure(self, name: str, version: int, config: ModelConfig, served: ServedModel | None) -> ServedModel:
@@ -271,24 +238,23 @@ class Repository:
         folder = self._settings.model_repository / name / str(version)
         looks = folders.looks(folder), compute
         if self._failed.get((name, version)) == looks:
-            raise LoadError(self._states[name, version].reason, "unchanged")
-        before = self._states.get((name, version))
+            failed = self._catalogue.state(name, version)
+            raise LoadError(failed.reason if failed else "", "unchanged")
         if served is None:
-            self._states[name, version] = VersionState(name, version, LOADING)
+            self._catalogue.note(name, version, LOADING)
         started = time.monotonic()
         try:
             loaded = await asyncio.to_thread(serving.load, folder, name, version, compute)
         except LoadError as error:
             self._failed[name, version] = looks
-            self._states[name, version] = before if served and before else (
-                VersionState(name, version, UNAVAILABLE, str(error))
-            )  # fmt: skip
+            if served is None:
+                self._catalogue.note(name, version, UNAVAILABLE, str(error))
             self._metrics.load_failed(name, error.reason)
             log.error("%s", error)
             raise
         self._failed.pop((name, version), None)
         fresh = ServedModel(loaded, config, self._metrics, self._recovery.broken)
-        self._states[name, version] = VersionState(name, version, READY)
+        self._catalogue.note(name, version, READY)
         log.info("loaded %s in %.2f s: %s", fresh.title, time.monotonic() - started, fresh.describe())
         return fresh
 
@@ -302,14 +268,14 @@ class Repository:
         del self._models[name]
         if rest := {number: other for number, other in model.versions.items() if number != version}:
             self._models[name] = Model(name, model.config, rest)
-        self._states[name, version] = VersionState(name, version, UNAVAILABLE, reason)
+        self._catalogue.note(name, version, UNAVAILABLE, reason)
         self._changed()
         return True
 
     async def _load_again(self, name: str, version: int) -> None:
         """Put a version that was withdrawn back into service, if it is still wanted. Raises LoadError."""
         async with self._changing:
-            if name not in self._present():
+            if name not in self._catalogue.present():
                 raise LoadError(f"{name} is not in the repository", "manifest")
             self._failed.pop((name, version), None)
             failures = await self._apply(name)
@@ -321,10 +287,10 @@ class Repository:
         for version, served in versions.items():
             replaced = version in self.versions(name)
             if not replaced:
-                self._states[name, version] = VersionState(name, version, UNLOADING)
+                self._catalogue.note(name, version, UNLOADING)
             await served.close(replaced)
             if not replaced:
-                self._states[name, version] = VersionState(name, version, UNAVAILABLE, "unloaded")
+                self._catalogue.note(name, version, UNAVAILABLE, "unloaded")
             log.info("retired %s", served.title)
         if versions:
-            await asyncio.to_thread(serving.release_memory)
+            await asyncio.to_thread(memory.release)

@@ -18,7 +18,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
 from inference import grpc_predict_v2_pb2, grpc_predict_v2_pb2_grpc
 
-from service import cpu, gpu, security, tracing
+from service import cpu, gpu, memory, security, tracing
 from service.classifier import Classifier
 from service.config import Settings
 from service.errors import StartError
@@ -208,6 +208,7 @@ class Server:
 
 def serve(settings: Settings, started: Callable[[Server], None]) -> None:
     """Run `run` on an event loop of its own."""
+    memory.bound()
     with asyncio.Runner(loop_factory=new_loop) as runner:
         runner.run(run(settings, started))
 

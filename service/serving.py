@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import ctypes
-import gc
 import logging
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,11 +17,12 @@ from service.drift import DriftWindow
 from service.engine import Engine, EngineError, Outputs
 from service.images import Pixels
 from service.manifest import GOLDEN_FILE, Manifest, ManifestError, model_file, read_manifest, verify_files
-from service.metrics import Metrics, VersionMetrics
+from service.metrics import Metrics
 from service.model_config import Compute, ModelConfig
 from service.pending import Answer, Request
 from service.precisions import PrecisionError, fastest_first
 from service.signing import KeyFileError
+from service.version_metrics import VersionMetrics
 
 log = logging.getLogger(__name__)
 
@@ -61,6 +59,7 @@ class ServedModel:
         """`broken` is called when its engine fails batch after batch."""
         self.manifest = loaded.manifest
         self.engine = loaded.engines[0]
+        self._engines = loaded.engines
         self.compute = loaded.compute
         self.metrics: VersionMetrics = metrics.version(self.manifest.name, self.manifest.version, self.manifest.labels)
         self.batcher = Batcher(
@@ -120,8 +119,13 @@ class ServedModel:
                 self.metrics.watch_drift(self.drift.class_index, self.drift.confidence_index)
 
     async def close(self, replaced: bool) -> None:
-        """Refuse what is new and finish what is admitted. `replaced`: the same version is served by another object."""
+        """Refuse what is new, finish what is admitted, and give the memory back, even if a request or a list still
+        holds this. `replaced`: the same version is served by another object.
+        """
         await self.batcher.close()
+        for engine in self._engines:
+            engine.close()
+        self.cache = None
         if not replaced:
             self.metrics.retired(*self._computed_by)
 
@@ -166,16 +170,6 @@ def load(folder: Path, name: str, version: int, compute: Compute) -> Loaded:
     except (ManifestError, EngineError, PrecisionError, KeyFileError) as error:
         raise LoadError(f"{name} version {version} is not served: {error}", REASONS[type(error)]) from error
     return Loaded(manifest, engines, compute)
-
-
-def release_memory() -> None:
-    """Give the memory of what was just unloaded back to the system: glibc keeps freed memory otherwise."""
-    gc.collect()
-    if sys.platform == "linux":
-        try:
-            ctypes.CDLL("libc.so.6").malloc_trim(0)
-        except (OSError, AttributeError):
-            log.debug("no malloc_trim in this C library")
 
 
 def open_engine(folder: Path, manifest: Manifest, compute: Compute) -> Engine:

@@ -13,7 +13,7 @@ import yaml
 
 from docs import generate
 from service.client import Client, Options
-from service.metrics import FAILURES
+from service.version_metrics import FAILURES
 from tests import colour_model
 from tests.integration.prometheus_process import needs_prometheus, scraping
 from tests.integration.server_process import ROOT, serving

@@ -495,6 +495,25 @@ def test_two_models_are_served_side_by_side(models: Path, tmp_path: Path) -> Non
         assert caught.value.code is grpc.StatusCode.NOT_FOUND
 
 
+def test_an_unloaded_model_leaves_no_memory_taken(tmp_path: Path) -> None:
+    shipped = Path(__file__).resolve().parents[2] / "models"
+    with (
+        serving(shipped, tmp_path / "log", *EXPLICIT) as server,
+        triton.InferenceServerClient(server.target) as client,
+    ):
+
+        def resident() -> float:
+            return server.metric("process_resident_memory_bytes") / 2**20
+
+        empty = resident()
+        for _ in range(3):
+            client.load_model("cifar10")
+            loaded = resident() - empty
+            client.unload_model("cifar10")
+        left = resident() - empty
+        assert left < loaded * 2 / 3, f"{loaded:.1f} MiB more with the model, {left:.1f} after it"
+
+
 def test_memory_comes_back_over_many_loads_and_unloads(models: Path, tmp_path: Path) -> None:
     publish(models, 1)
     with (

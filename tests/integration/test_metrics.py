@@ -19,7 +19,7 @@ from tritonclient.utils import InferenceServerException
 
 from docs import generate
 from service.client import Client, ClientError, Options
-from service.metrics import FAILURES
+from service.version_metrics import FAILURES
 from tests import colour_model
 from tests.integration.server_process import ROOT, ServerProcess, serving
 
