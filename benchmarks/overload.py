@@ -37,6 +37,12 @@ from tests.integration.server_process import serving  # noqa: E402
 IN_FLIGHT = 4
 
 
+def raw_images(count: int, side: int) -> list[pb.Image]:
+    """Squares of noise."""
+    pixels = np.random.default_rng(0).integers(0, 256, (count, side, side, 3), np.uint8)
+    return [pb.Image(raw=pb.RawImage(rgb=one.tobytes(), width=side, height=side)) for one in pixels]
+
+
 async def capacity(stub: pb_grpc.ClassifierStub, request: pb.ClassifyRequest, seconds: float) -> float:
     """Requests per second of a closed loop."""
     deadline, done = time.monotonic() + seconds, 0
@@ -81,9 +87,7 @@ async def overload(
 
 
 async def measure(target: str, options: argparse.Namespace) -> dict[str, object]:
-    pixels = np.random.default_rng(0).integers(0, 256, (options.images, options.side, options.side, 3), np.uint8)
-    images = [pb.Image(raw=pb.RawImage(rgb=one.tobytes(), width=options.side, height=options.side)) for one in pixels]
-    request = pb.ClassifyRequest(model=options.model, images=images, top_k=1)
+    request = pb.ClassifyRequest(model=options.model, images=raw_images(options.images, options.side), top_k=1)
     rounds: list[dict[str, Any]] = []
     async with grpc.aio.insecure_channel(target) as channel:
         stub = pb_grpc.ClassifierStub(channel)

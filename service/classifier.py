@@ -67,11 +67,16 @@ class Classifier(pb_grpc.ClassifierServicer):
     ) -> pb.ClassifyResponse:
         labels, shape = model.manifest.labels, model.manifest.image_shape
         top_k = _top_k(request, len(labels))
-        content: images.Pixels | list[Decode] | None = _pixels(request, shape)
-        if content is None:
+
+        def read() -> images.Pixels | list[Decode]:
+            pixels = _pixels(request, shape)
+            if pixels is not None:
+                return pixels
             limits = self._frontend.limits()
-            content = [partial(_decode, index, image, *limits) for index, image in enumerate(request.images)]
-        answer = await self._frontend.classify(model, timing, "images", content, request.ByteSize(), deadline)
+            return [partial(_decode, index, image, *limits) for index, image in enumerate(request.images)]
+
+        count, size = len(request.images), request.ByteSize()
+        answer = await self._frontend.classify(model, timing, "images", count, read, size, deadline)
         return pb.ClassifyResponse(
             id=request.id,
             model=model.manifest.name,

@@ -109,22 +109,25 @@ class Frontend:
         model: ServedModel,
         timing: Timing,
         field: str,
-        images: Pixels | Sequence[Decode],
+        count: int,
+        read: Callable[[], Pixels | Sequence[Decode]],
         size: int,
         deadline: float | None,
         priority: int = 0,
     ) -> Answer:
-        """Admit, decode and compute `images`: pixels in the model's shape, or functions that write one each.
+        """Admit, decode and compute `count` images. Only once they are admitted, `read` is asked for them: pixels in
+        the model's shape, or functions that write one each.
 
         `field` is what the request calls them, `size` the bytes of its message; see Request for the rest. Raises
         ServiceError.
         """
         most = self.settings.max_images_per_request
-        if not 1 <= len(images) <= most:
-            raise InvalidInput(field, f"must be from 1 to {most} images, are {len(images)}")
+        if not 1 <= count <= most:
+            raise InvalidInput(field, f"must be from 1 to {most} images, are {count}")
         started = time.monotonic()
-        with model.batcher.admit(len(images), size, deadline) as admitted:
+        with model.batcher.admit(count, size, deadline) as admitted:
             admitted.trace = timing.trace
+            images = read()
             if not isinstance(images, np.ndarray):
                 images = await self._decode(model.manifest.image_shape, images, deadline)
             timing.decode_seconds = time.monotonic() - started

@@ -184,7 +184,8 @@ class OpenInference(pb_grpc.GRPCInferenceServiceServicer):
             deadline = allowed if deadline is None else min(deadline, allowed)
         priority = tensors.number(request.parameters, "priority", "parameters") or 0
         field, size = request.inputs[0].name, request.ByteSize()
-        answer = await self._frontend.classify(model, timing, field, content, size, deadline, priority)
+        count = len(content)
+        answer = await self._frontend.classify(model, timing, field, count, lambda: content, size, deadline, priority)
         return messages.reply_to(request, model, answer, wanted)
 
 

@@ -1,4 +1,4 @@
-"""The short forms of the soak and of the overload, which the figures in docs/reliability.md are made with."""
+"""The short forms of soak, overload and refusals, which the figures in docs/reliability.md are made with."""
 
 from __future__ import annotations
 
@@ -43,3 +43,16 @@ def test_under_overload_most_is_shed_and_what_is_answered_is_answered_in_time(mo
     assert one["outcomes"]["RESOURCE_EXHAUSTED"] > one["outcomes"]["OK"]
     # A deadline bounds the wait; how much of the capacity is left is for the benchmark on a quiet machine to say.
     assert one["p99_ms_of_answered"] < 1500
+
+
+def test_a_full_server_refuses_all_but_what_holds_its_place(models: Path, tmp_path: Path) -> None:
+    colour_model.publish(models)
+    result = run(
+        "refusal.py", tmp_path / "refusal.json", "--models", models, "--side", colour_model.SIZE,
+        "--seconds", 1, "--rounds", 1,
+    )  # fmt: skip
+    ours = result["outcomes"]["cifarserve"]  # type: ignore[index]
+    assert ours.pop("RESOURCE_EXHAUSTED") > 200
+    assert sum(ours.values()) <= 2
+    assert result["outcomes"]["bare"].keys() == {"RESOURCE_EXHAUSTED"}  # type: ignore[index]
+    assert min(result["medians"].values()) > 0  # type: ignore[attr-defined]
