@@ -112,7 +112,8 @@ class ServedModel:
     def adopt(self, config: ModelConfig) -> None:
         """Take over the settings that need no new engine: cache and drift window. What they hold stays if they fit."""
         if config.cache_bytes != (self.cache.limit if self.cache else 0):
-            self.cache = ResponseCache(config.cache_bytes) if config.cache_bytes else None
+            self.cache = cache = ResponseCache(config.cache_bytes) if config.cache_bytes else None
+            self.metrics.watch_cache((lambda: cache.bytes) if cache else None)
         if self.drift is None or self.drift.size != config.drift_images:
             self.drift = _drift_window(self.manifest, config.drift_images)
             if self.drift is not None:
@@ -143,7 +144,6 @@ class ServedModel:
                 outputs = Outputs(fresh.probabilities, fresh.logits)
                 cache.put(keys[index], outputs, row)
                 rows[index] = fresh.probabilities[row], fresh.logits[row]
-            self.metrics.cache_holds(cache.bytes)
         complete = [row for row in rows if row is not None]
         probabilities, logits = (np.stack(parts) for parts in zip(*complete, strict=True))
         return Answer(probabilities, logits, queue_seconds, compute_seconds)

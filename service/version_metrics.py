@@ -97,6 +97,7 @@ class VersionMetrics:
         self._families.model_info.remove(*self._labels, provider, precision, asked)
         for gauge in (self._families.queue_images, self._families.queue_limit, self._families.queue_age):
             gauge.remove(*self._labels)
+        self.watch_cache(None)
         for of in ("class", "confidence"):
             with suppress(KeyError):  # a version without a baseline has none
                 self._families.drift.remove(*self._labels, of)
@@ -115,8 +116,13 @@ class VersionMetrics:
         self._families.cache_images.labels(*self._labels, "hit").inc(hits)
         self._families.cache_images.labels(*self._labels, "miss").inc(misses)
 
-    def cache_holds(self, size: int) -> None:
-        self._families.cache_bytes.labels(*self._labels).set(size)
+    def watch_cache(self, holds: Callable[[], float] | None) -> None:
+        """Ask this for the cache's size at every scrape; None when there is no cache any more."""
+        if holds is not None:
+            self._families.cache_bytes.labels(*self._labels).set_function(holds)
+            return
+        with suppress(KeyError):  # there never was one
+            self._families.cache_bytes.remove(*self._labels)
 
     def shadowed(self, agreeing: int, distances: Iterable[float]) -> None:
         """As the shadow: `agreeing` of the images had the caller's top class; their probabilities lay so far apart."""

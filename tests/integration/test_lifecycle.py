@@ -456,6 +456,9 @@ def test_the_cache_answers_what_it_has_seen_and_stays_in_its_bound(models: Path,
         publish(models, 2)
         until(lambda: ready(server) == [2])
         assert ask(server, images=images[990:]) == 2
+        until(lambda: states(server)["colours", "1"][0] == "UNAVAILABLE")
+        caches = [dict(labels)["version"] for name, labels in server.metrics() if name == "cifarserve_cache_bytes"]
+        assert caches == ["2"], "what went with a version is not counted any more"
 
 
 def test_old_versions_are_deleted_only_when_no_one_uses_them(models: Path, tmp_path: Path) -> None:

@@ -34,6 +34,7 @@ def serve_once(found: Metrics, version: int) -> None:
     one.answered("INVALID_ARGUMENT", 0.1)
     one.computed(3, 4, 0.1)
     one.cached(1, 2)
+    one.watch_cache(lambda: 100.0)
     one.dropped("expired", 1)
     one.shadowed(1, [0.5])
     one.retired("cpu", "fp32", "auto")
