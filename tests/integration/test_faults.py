@@ -146,21 +146,21 @@ def test_file_descriptors_run_out_and_come_back(models: Path, tmp_path: Path) ->
                 assert late.classify(RED)[0].best.label == "red"
 
 
-def test_a_thousand_idle_connections_cost_the_others_nothing(models: Path, tmp_path: Path) -> None:
+def test_thousands_of_idle_connections_cost_the_others_nothing(models: Path, tmp_path: Path) -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if hard < 4000:
+    if hard < 8000:
         pytest.skip(f"this process may open {hard} files only")
-    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, 4000), hard))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, 8000), hard))
     with serving(models, tmp_path / "log") as server, ExitStack() as stack:
         before = server.metric("process_resident_memory_bytes")
-        for _ in range(1000):
+        for _ in range(3000):
             stack.enter_context(_connect(server))
-        until(lambda: server.metric("process_open_fds") > 1000)
+        until(lambda: server.metric("process_open_fds") > 3000)
         with load_on(server) as load:
             load.more(200)
             assert not load.errors
         grown = server.metric("process_resident_memory_bytes") - before
-        assert grown < 200e6, f"{grown / 1000:.0f} bytes a connection"
+        assert grown < 150e6, f"{grown / 3000:.0f} bytes a connection"
         stack.close()
         until(lambda: server.metric("process_open_fds") < 200)
 
