@@ -1,12 +1,12 @@
-"""What refusing a request costs: the server's processor time, beside that of a gRPC server that reads no message.
+"""What refusing a request costs: the server's processor time, beside that of gRPC servers which do nothing else.
 
     python benchmarks/refusal.py
 
 Calls of `--images` raw images come at a constant `--rate` to a cifarserve whose queue is full: its one place is held by
-a request that waits for its batch to fill, so that the engine has nothing to do. The other server is Python's asyncio
-server of gRPC with our event loop and nothing else: its handler ends every call with the same status and details, and
-the message is never parsed. In turns, `--rounds` of `--seconds` each; server and client on a half of the cores each.
-Prints JSON, also to --out: microseconds of processor a call, and the ratio of the medians.
+a request that waits for its batch to fill, so that the engine has nothing to do. The others are Python's asyncio server
+of gRPC with our event loop and nothing else: `read` ends every call with the same status and details once it has the
+message, which it does not parse; `unread` at the headers. In turns, `--rounds` of `--seconds` each; server and client
+on a half of the cores each. Prints JSON, also to --out: microseconds of processor a call, and the medians' ratios.
 """
 
 from __future__ import annotations
@@ -42,27 +42,30 @@ PATIENCE = 2.0  # seconds; the request that holds the place is given up after so
 TICKS = os.sysconf("SC_CLK_TCK")
 
 
-async def bare() -> None:
-    """The server that reads nothing; prints its port."""
+BARE = ("read", "unread")
+
+
+async def bare(kind: str) -> None:
+    """The server that does nothing else; prints its port."""
     refusal = status.from_error(QueueFull("1024 images wait, the limit is 1024", 0.2))
 
-    async def refuse(_request: bytes, context: grpc.aio.ServicerContext) -> None:  # type: ignore[type-arg]
+    async def refuse(_request: object, context: grpc.aio.ServicerContext) -> None:  # type: ignore[type-arg]
         await status.abort(context, refusal)
 
-    handlers = {METHOD.name: grpc.unary_unary_rpc_method_handler(refuse)}
+    # A handler of streams is called before anything is read.
+    make = grpc.unary_unary_rpc_method_handler if kind == "read" else grpc.stream_stream_rpc_method_handler
+    service = METHOD.containing_service.full_name
     server = grpc.aio.server(options=[("grpc.max_receive_message_length", -1)])
-    server.add_generic_rpc_handlers(
-        (grpc.method_handlers_generic_handler(METHOD.containing_service.full_name, handlers),)
-    )
+    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, {METHOD.name: make(refuse)}),))
     print(server.add_insecure_port("127.0.0.1:0"), flush=True)
     await server.start()
     await server.wait_for_termination()
 
 
 @contextmanager
-def bare_process() -> Iterator[tuple[int, str]]:
+def bare_process(kind: str) -> Iterator[tuple[int, str]]:
     """Its process id, and where it listens."""
-    command = [sys.executable, __file__, "--bare"]
+    command = [sys.executable, __file__, "--bare", kind]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=ENVIRONMENT) as process:
         assert process.stdout is not None
         try:
@@ -96,7 +99,7 @@ async def measure(servers: dict[str, tuple[int, str]], options: argparse.Namespa
     return {
         "microseconds": {name: [round(one) for one in each] for name, each in took.items()},
         "medians": {name: round(one) for name, one in middle.items()},
-        "cifarserve_to_bare": round(middle["cifarserve"] / middle["bare"], 3),
+        **{f"cifarserve_to_{kind}": round(middle["cifarserve"] / middle[kind], 3) for kind in BARE},
         "outcomes": {name: dict(each) for name, each in ended.items()},
     }
 
@@ -111,11 +114,11 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=10.0, help="of each server in a round")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--out", type=Path, help="file for the JSON")
-    parser.add_argument("--bare", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--bare", choices=BARE, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.bare:
         with asyncio.Runner(loop_factory=new_loop) as runner:
-            runner.run(bare())
+            runner.run(bare(options.bare))
     servers, ours = cores(together=False)
     os.sched_setaffinity(0, servers)
     full = ("--provider", "cpu", "--max-batch-size", options.images + 1, "--max-queue-images", options.images,
@@ -123,10 +126,11 @@ def main() -> int:
     with (
         tempfile.TemporaryDirectory() as folder,
         serving(options.models.resolve(), Path(folder) / "log", *full) as server,
-        bare_process() as other,
+        bare_process("read") as read,
+        bare_process("unread") as unread,
     ):
         os.sched_setaffinity(0, ours)
-        targets = {"cifarserve": (server.process.pid, server.target), "bare": other}
+        targets = {"cifarserve": (server.process.pid, server.target), "read": read, "unread": unread}
         result = asyncio.run(measure(targets, options))
     text = json.dumps(result, indent=2)
     print(text)

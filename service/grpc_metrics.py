@@ -14,6 +14,7 @@ from typing import Any
 
 import grpc
 
+from service import status
 from service.metric_families import SECONDS, Families
 from service.unparsable import UNPARSABLE, parsed_only, refuse, tolerant
 
@@ -78,6 +79,7 @@ class CountedServer:
                 if request is UNPARSABLE:
                     await refuse(context)
                 reply = await function(request, context)
+                status.end_if_late(context)
             except BaseException as error:
                 ended(began, _code(context, error))
                 raise
