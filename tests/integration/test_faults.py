@@ -269,6 +269,31 @@ def test_a_pause_while_thousands_of_calls_come_leaves_none_of_them_without_a_sta
         assert ended.keys() <= {"OK", "RESOURCE_EXHAUSTED"}, ended
 
 
+def test_calls_beyond_thousands_that_were_given_up_during_a_pause_are_never_begun(models: Path, tmp_path: Path) -> None:
+    """gRPC's protection against callers that open and drop streams faster than they are cleared away."""
+    request = pb.ClassifyRequest(images=[pb.Image(raw=pb.RawImage(rgb=bytes(3 * 8 * 8), width=8, height=8))])
+    with serving(models, tmp_path / "log") as server, grpc.insecure_channel(server.target) as channel:
+        stub = pb_grpc.ClassifierStub(channel)
+        stub.Classify(request, timeout=20)
+        server.process.send_signal(signal.SIGSTOP)
+        given_up = [stub.Classify.future(request, timeout=0.5) for _ in range(1000)]
+        assert {call.code() for call in given_up} == {grpc.StatusCode.DEADLINE_EXCEEDED}
+        given_up = [stub.Classify.future(request, timeout=0.5) for _ in range(1000)]
+        assert {call.code() for call in given_up} == {grpc.StatusCode.DEADLINE_EXCEEDED}
+        calls = [stub.Classify.future(request, timeout=60) for _ in range(900)]
+        server.process.send_signal(signal.SIGCONT)
+        ended = Counter(call.code().name for call in calls)
+        assert ended.keys() <= {"OK", "RESOURCE_EXHAUSTED", "UNAVAILABLE"}, ended
+        refused = [call for call in calls if call.code() is grpc.StatusCode.UNAVAILABLE]
+        assert refused
+        # HTTP/2's REFUSED_STREAM: whoever gets it may send the same again without doing anything twice.
+        assert {"error code 7" in str(call.details()) for call in refused} == {True}
+        begun = server.metric("grpc_server_started_total", grpc_method="Classify")
+        assert begun <= 1 + 2000 + len(calls) - len(refused)
+        with Client(server.target, Options(attempts=5, timeout=60)) as client:
+            assert client.classify(RED)[0].best.label == "red"
+
+
 def test_no_time_that_matters_is_read_from_a_clock_that_can_be_set() -> None:
     """Deadlines, waits and ages are on the monotonic clock, so that a clock that jumps changes nothing."""
     found = [
