@@ -514,7 +514,8 @@ def test_an_unloaded_model_leaves_no_memory_taken(tmp_path: Path) -> None:
             loaded = resident() - empty
             client.unload_model("cifar10")
         left = resident() - empty
-        assert left < loaded * 2 / 3, f"{loaded:.1f} MiB more with the model, {left:.1f} after it"
+        # Of 58 MiB, 25 to 40 were left here, with code of the runtime; 47 to 56 when glibc was left to itself.
+        assert left < loaded * 3 / 4, f"{loaded:.1f} MiB more with the model, {left:.1f} after it"
 
 
 def test_memory_comes_back_over_many_loads_and_unloads(models: Path, tmp_path: Path) -> None:
