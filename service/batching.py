@@ -102,9 +102,10 @@ class Batcher:
         self._threads = ThreadPoolExecutor(len(engines), "engine", _yield_to_others if in_background else None)
         self._tasks = [asyncio.create_task(self._keep(engine), name="batcher") for engine in engines]
 
-    def admit(self, images: int, size: int = 0, deadline: float | None = None) -> Request:
+    def admit(self, images: int, size: Callable[[], int] = int, deadline: float | None = None) -> Request:
         """Claim room in the queue for `images`, before they are decoded; leaving the request's context gives back
-        what is unused. `size` is that of the request's message, in bytes; `deadline` is as of Request.compute.
+        what is unused. `size` tells the bytes of the request's message, and is asked only when there is room for its
+        images; `deadline` is as of Request.compute.
 
         Raises QueueFull at once when there is no room, DeadlineExceeded when the images cannot be done in time, and
         Unavailable when the batcher is closing. A request larger than the whole queue is admitted when nothing else
@@ -112,26 +113,24 @@ class Batcher:
         """
         if self._closing:
             raise Unavailable("draining: nothing new is accepted")
-        with self._changed:
-            waiting, held = self._admitted, self._bytes
-            crowded = waiting and waiting + images > self._max_queue_images
-            if not crowded and (not held or held + size <= self._max_queue_bytes):
-                if deadline is None or not self._pace.too_late(deadline - time.monotonic(), waiting, images):
-                    self._admit(images)
-                    self._bytes += size
-                    return Request(self, images, self._loop.create_future(), size, deadline)
-                late = True
-            else:
-                late = False
-        if late:
-            self.observer.dropped("late", images)
-            raise DeadlineExceeded(f"{waiting} images wait: these cannot be done before the deadline")
-        self.observer.dropped("shed", images)
-        if crowded:
+        # Read without the lock: only this thread adds to them.
+        waiting, held = self._admitted, self._bytes
+        if waiting and waiting + images > self._max_queue_images:
+            self.observer.dropped("shed", images)
             retry_after = self._pace.room_in(waiting + images - self._max_queue_images)
             raise QueueFull(f"{waiting} images wait, the limit is {self._max_queue_images}", retry_after)
-        problem = f"requests of {held} bytes are being answered, the limit is {self._max_queue_bytes}"
-        raise QueueFull(problem, self._pace.room_in(waiting))
+        taken = size()
+        if held and held + taken > self._max_queue_bytes:
+            self.observer.dropped("shed", images)
+            problem = f"requests of {held} bytes are being answered, the limit is {self._max_queue_bytes}"
+            raise QueueFull(problem, self._pace.room_in(waiting))
+        if deadline is not None and self._pace.too_late(deadline - time.monotonic(), waiting, images):
+            self.observer.dropped("late", images)
+            raise DeadlineExceeded(f"{waiting} images wait: these cannot be done before the deadline")
+        with self._changed:
+            self._admit(images)
+            self._bytes += taken
+        return Request(self, images, self._loop.create_future(), taken, deadline)
 
     async def close(self) -> None:
         """Admit nothing more, finish what is admitted, then end the engines' threads."""

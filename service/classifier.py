@@ -75,8 +75,8 @@ class Classifier(pb_grpc.ClassifierServicer):
             limits = self._frontend.limits()
             return [partial(_decode, index, image, *limits) for index, image in enumerate(request.images)]
 
-        count, size = len(request.images), request.ByteSize()
-        answer = await self._frontend.classify(model, timing, "images", count, read, size, deadline)
+        count = len(request.images)
+        answer = await self._frontend.classify(model, timing, "images", count, read, request.ByteSize, deadline)
         return pb.ClassifyResponse(
             id=request.id,
             model=model.manifest.name,

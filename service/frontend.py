@@ -111,14 +111,14 @@ class Frontend:
         field: str,
         count: int,
         read: Callable[[], Pixels | Sequence[Decode]],
-        size: int,
+        size: Callable[[], int],
         deadline: float | None,
         priority: int = 0,
     ) -> Answer:
         """Admit, decode and compute `count` images. Only once they are admitted, `read` is asked for them: pixels in
         the model's shape, or functions that write one each.
 
-        `field` is what the request calls them, `size` the bytes of its message; see Request for the rest. Raises
+        `field` is what the request calls them, `size` tells the bytes of its message; see Request for the rest. Raises
         ServiceError.
         """
         most = self.settings.max_images_per_request

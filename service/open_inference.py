@@ -183,8 +183,7 @@ class OpenInference(pb_grpc.GRPCInferenceServiceServicer):
             allowed = time.monotonic() + timeout / 1e6
             deadline = allowed if deadline is None else min(deadline, allowed)
         priority = tensors.number(request.parameters, "priority", "parameters") or 0
-        field, size = request.inputs[0].name, request.ByteSize()
-        count = len(content)
+        field, size, count = request.inputs[0].name, request.ByteSize, len(content)
         answer = await self._frontend.classify(model, timing, field, count, lambda: content, size, deadline, priority)
         return messages.reply_to(request, model, answer, wanted)
 

@@ -284,16 +284,16 @@ def test_messages_are_bounded_in_bytes_and_room_comes_back(model: Path) -> None:
     async def scenario(batcher: Batcher, engine: HeldEngine, recorder: Recorder) -> None:
         problem = "5000 bytes are being answered, the limit is 1000"
         # Larger than the bound, and admitted since it is alone.
-        with batcher.admit(1, 5000), pytest.raises(QueueFull, match=problem):
-            batcher.admit(1, 1)
-        with batcher.admit(1, 600) as first, batcher.admit(1, 400) as second:
-            with pytest.raises(QueueFull) as caught, batcher.admit(1, 1):
+        with batcher.admit(1, lambda: 5000), pytest.raises(QueueFull, match=problem):
+            batcher.admit(1, lambda: 1)
+        with batcher.admit(1, lambda: 600) as first, batcher.admit(1, lambda: 400) as second:
+            with pytest.raises(QueueFull) as caught, batcher.admit(1, lambda: 1):
                 pass
             assert caught.value.retry_after > 0
             engine.let()
             for number, request in enumerate((first, second)):
                 assert_answers(await request.compute(images[number : number + 1]), images[number : number + 1])
-        with batcher.admit(1, 1000) as request:
+        with batcher.admit(1, lambda: 1000) as request:
             assert_answers(await request.compute(images[2:]), images[2:])
 
     assert run(model, scenario, max_queue_bytes=1000).lost == {"shed": 2}

@@ -127,7 +127,7 @@ class BatcherMachine(RuleBasedStateMachine):
         self.broken += 1
 
     async def call(self, caller: Caller, priority: int) -> Answer:
-        with self.batcher.admit(len(caller.numbers), caller.size, caller.deadline) as request:
+        with self.batcher.admit(len(caller.numbers), lambda: caller.size, caller.deadline) as request:
             caller.accepted = True
             await caller.decoded.wait()
             if caller.bad:

@@ -36,11 +36,11 @@ def test_a_request_that_is_refused_is_not_looked_at(tmp_path: Path) -> None:
         await repository.start()
         frontend = Frontend(repository, settings, metrics, ThreadPoolExecutor(1))
         model = repository.find("colours", 0)
-        first = asyncio.create_task(frontend.classify(model, Timing(), "images", 4, give, 1, None))
+        first = asyncio.create_task(frontend.classify(model, Timing(), "images", 4, give, int, None))
         while not model.batcher.queued_images:
             await asyncio.sleep(0)
         with pytest.raises(QueueFull):
-            await frontend.classify(model, Timing(), "images", 1, give, 1, None)
+            await frontend.classify(model, Timing(), "images", 1, give, int, None)
         assert read == 1
         await repository.close()  # which ends the wait for a full batch
         assert len((await first).probabilities) == 4
