@@ -23,7 +23,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -39,6 +39,7 @@ from tests import colour_model  # noqa: E402
 from tests.integration.server_process import ServerProcess, serving  # noqa: E402
 
 CALLERS = 8
+KINDS = ("one", "many", "encoded", "stream", "bad", "late", "cancelled")  # of calls: methods of Traffic
 RELOAD_SECONDS = 5.0
 MAY_GROW = {"resident_mib": 1.05, "descriptors": 1.1, "threads": 1.1, "tasks": 1.1}  # times; and by this much at least:
 MAY_ADD = {"resident_mib": 8.0, "descriptors": 8.0, "threads": 4.0, "tasks": 8.0}
@@ -49,14 +50,14 @@ TOLERANCE = 1e-4
 class Traffic:
     """What the callers send; `ended` counts by kind and outcome."""
 
-    def __init__(self, stub: pb_grpc.ClassifierStub, seed: int) -> None:
+    def __init__(self, stub: pb_grpc.ClassifierStub, seed: int, kinds: Sequence[str] = KINDS) -> None:
         self.stub = stub
         self.random = random.Random(seed)
         self.images = colour_model.distinct(200)
         self.expected = colour_model.expected(self.images).max(axis=1)
         self.ended: Counter[str] = Counter()
         self.wrong: list[str] = []
-        self.kinds = (self.one, self.many, self.encoded, self.stream, self.bad, self.late, self.cancelled)
+        self.kinds: list[Callable[[], Awaitable[str]]] = [getattr(self, kind) for kind in kinds]
 
     async def go_on_until(self, deadline: float) -> None:
         while time.monotonic() < deadline:
@@ -166,10 +167,10 @@ async def publish(models: Path, deadline: float) -> int:
     return version
 
 
-async def soak(server: ServerProcess, models: Path, seconds: float) -> dict[str, object]:
+async def soak(server: ServerProcess, models: Path, seconds: float, kinds: Sequence[str]) -> dict[str, object]:
     deadline = time.monotonic() + seconds
     async with grpc.aio.insecure_channel(server.target) as channel:
-        callers = [Traffic(pb_grpc.ClassifierStub(channel), seed) for seed in range(CALLERS)]
+        callers = [Traffic(pb_grpc.ClassifierStub(channel), seed, kinds) for seed in range(CALLERS)]
         samples, versions, *_ = await asyncio.gather(
             watch(server, deadline),
             publish(models, deadline),
@@ -201,6 +202,7 @@ async def soak(server: ServerProcess, models: Path, seconds: float) -> dict[str,
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seconds", type=float, default=3600.0)
+    parser.add_argument("--kinds", nargs="+", choices=KINDS, default=KINDS, help="of calls; all by default")
     parser.add_argument("--out", type=Path, help="file for the JSON")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
@@ -208,7 +210,7 @@ def main() -> int:
         colour_model.publish(models)
         flags = ("--model-control", "poll", "--poll-seconds", 0.5)
         with serving(models, Path(folder) / "log", *flags) as server:
-            result = asyncio.run(soak(server, models, options.seconds))
+            result = asyncio.run(soak(server, models, options.seconds, options.kinds))
         log = (Path(folder) / "log").read_text()
     if "Traceback" in log:
         print(log[log.index("Traceback") - 300 :][:3000], file=sys.stderr)

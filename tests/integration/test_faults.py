@@ -303,7 +303,9 @@ def test_no_time_that_matters_is_read_from_a_clock_that_can_be_set() -> None:
         if "= time.time(" in line or "datetime.now(" in line
     ]
     # Spans, and when a model was last asked, are dates for people.
-    assert [one for one in found if not one.startswith(("tracing.py", "version_metrics.py: self.statistics.last"))] == []
+    assert [
+        one for one in found if not one.startswith(("tracing.py", "version_metrics.py: self.statistics.last"))
+    ] == []
     assert len(found) == 1
 
 
