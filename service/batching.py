@@ -107,7 +107,7 @@ class Batcher:
         what is unused. `size` tells the bytes of the request's message, and is asked only when there is room for its
         images; `deadline` is as of Request.compute.
 
-        Raises QueueFull at once when there is no room, DeadlineExceeded when the images cannot be done in time, and
+        Raises QueueFull at once when there is no room, DeadlineExceeded when they would hardly be done in time, and
         Unavailable when the batcher is closing. A request larger than the whole queue is admitted when nothing else
         waits: otherwise it never would be.
         """
@@ -124,9 +124,9 @@ class Batcher:
             self.observer.dropped("shed", images)
             problem = f"requests of {held} bytes are being answered, the limit is {self._max_queue_bytes}"
             raise QueueFull(problem, self._pace.room_in(waiting))
-        if deadline is not None and self._pace.too_late(deadline - time.monotonic(), waiting, images):
+        if deadline is not None and self._pace.hardly_in_time(deadline - time.monotonic(), waiting, images):
             self.observer.dropped("late", images)
-            raise DeadlineExceeded(f"{waiting} images wait: these cannot be done before the deadline")
+            raise DeadlineExceeded(f"{waiting} images wait: these would hardly be done before the deadline")
         with self._changed:
             self._admit(images)
             self._bytes += taken
@@ -249,7 +249,7 @@ class Batcher:
         if request.deadline is None or not request.untouched:
             return False
         remaining = request.deadline - now
-        if remaining > 0 and not self._pace.too_late(remaining, 0, request.unclaimed):
+        if remaining > 0 and not self._pace.too_late(remaining, request.unclaimed):
             return False
         self.observer.dropped("late" if remaining > 0 else "expired", request.unclaimed)
         error = DeadlineExceeded("the deadline came while the request waited in the queue")

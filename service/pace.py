@@ -8,6 +8,9 @@ _WEIGHT = 0.2
 _ENOUGH = 10
 _MIN_RETRY_AFTER = 0.01  # seconds; sooner, a caller would only be turned away again
 _RETRY_AFTER_UNMEASURED = 1.0  # seconds, before the first batch has been timed
+# How much longer than expected it may take behind a long queue: what is admitted to be answered at the last moment is
+# often computed, and answered too late.
+_MARGIN = 1.4
 
 
 class Pace:
@@ -18,8 +21,8 @@ class Pace:
         self._batches = 0
         self._seconds: dict[int, float] = {}  # of a batch, by its bucket
         self._drained = 0.0  # images per second of one engine
-        self._best = 0.0  # the same, of the bucket that is best at it
-        self._worst = 0.0  # seconds of the longest batch
+        self._largest = 0  # images in one batch
+        self._full = 0.0  # images per second of one engine, in batches of at least half of that
 
     def measured(self, images: int, bucket: int, seconds: float) -> None:
         """A batch of `images`, computed as `bucket`, took so long."""
@@ -27,8 +30,11 @@ class Pace:
         before = self._seconds.get(bucket, seconds)
         self._seconds[bucket] = before + _WEIGHT * (seconds - before)
         self._drained += (_WEIGHT if self._drained else 1.0) * (images / seconds - self._drained)
-        self._best = max([size / took for size, took in self._seconds.items()])
-        self._worst = max(self._seconds.values())
+        if images >= 2 * self._largest:
+            self._full = 0.0  # what was large before is so no more
+        self._largest = max(self._largest, images)
+        if 2 * images >= self._largest:
+            self._full += (_WEIGHT if self._full else 1.0) * (images / seconds - self._full)
 
     def room_in(self, images: int) -> float:
         """Seconds after which so many images will have gone."""
@@ -36,14 +42,23 @@ class Pace:
             return _RETRY_AFTER_UNMEASURED
         return max(_MIN_RETRY_AFTER, images / self._drained / self._engines)
 
-    def too_late(self, remaining: float, ahead: int, images: int) -> bool:
-        """Whether `images` behind `ahead` others cannot be done in the `remaining` seconds even when all goes well."""
+    def too_late(self, remaining: float, images: int) -> bool:
+        """Whether `images` that are next cannot be done in the `remaining` seconds even when all goes well."""
+        return self._batches >= _ENOUGH and remaining < self._shortest(images)
+
+    def hardly_in_time(self, remaining: float, ahead: int, images: int) -> bool:
+        """Whether `images` behind `ahead` others will hardly be done in the `remaining` seconds, as things go now.
+
+        A queue that is long is emptied in large batches, so their latest rate counts: small ones are slow by the image
+        on a GPU, and the best rate ever seen may be from quieter times.
+        """
         if self._batches < _ENOUGH:
             return False
-        waiting = ahead / self._best / self._engines
-        if remaining > waiting + self._worst:
-            return False
-        return remaining < waiting + self._shortest(images)
+        if ahead < self._largest:
+            return remaining < self._shortest(ahead + images)  # they are all in the next batch
+        # Half a batch until the one that is running is done, on average, and a whole one for their own.
+        batches = ahead / self._engines + 1.5 * self._largest
+        return remaining < _MARGIN * batches / self._full
 
     def _shortest(self, images: int) -> float:
         """Seconds of the quickest batch that could hold them; 0 when none so large has been measured."""
