@@ -22,13 +22,14 @@ from contextlib import suppress
 from typing import Protocol
 
 from service.engine import Engine, Outputs
-from service.errors import DeadlineExceeded, QueueFull, Unavailable
+from service.errors import DeadlineExceeded, QueueFull, ServiceError, Unavailable
 from service.pace import Pace
 from service.pending import Part, Request
 from service.runners import Floats
 
 # A single batch may fail by itself; so many one after the other say that the engine no longer computes.
 FAILURES_IN_A_ROW = 3
+_DROPPED: dict[type[ServiceError], str] = {QueueFull: "shed", DeadlineExceeded: "late"}
 
 
 class BatchObserver(Protocol):
@@ -84,6 +85,7 @@ class Batcher:
         self._target_latency = target_latency
         self._max_queue_images = max_queue_images
         self._max_queue_bytes = max_queue_bytes
+        self._crowd = min(max_queue_images, *(engine.max_batch_size for engine in engines))
         self.observer = observer
         self._broken = broken
         self._failures = 0  # since the last batch that was computed
@@ -111,26 +113,37 @@ class Batcher:
         Unavailable when the batcher is closing. A request larger than the whole queue is admitted when nothing else
         waits: otherwise it never would be.
         """
-        if self._closing:
-            raise Unavailable("draining: nothing new is accepted")
-        # Read without the lock: only this thread adds to them.
-        waiting, held = self._admitted, self._bytes
-        if waiting and waiting + images > self._max_queue_images:
-            self.observer.dropped("shed", images)
-            retry_after = self._pace.room_in(waiting + images - self._max_queue_images)
-            raise QueueFull(f"{waiting} images wait, the limit is {self._max_queue_images}", retry_after)
-        taken = size()
+        if (refusal := self.refusal(images, deadline)) is not None:
+            if (reason := _DROPPED.get(type(refusal))) is not None:
+                self.observer.dropped(reason, images)
+            raise refusal
+        held, taken = self._bytes, size()
         if held and held + taken > self._max_queue_bytes:
             self.observer.dropped("shed", images)
             problem = f"requests of {held} bytes are being answered, the limit is {self._max_queue_bytes}"
-            raise QueueFull(problem, self._pace.room_in(waiting))
-        if deadline is not None and self._pace.hardly_in_time(deadline - time.monotonic(), waiting, images):
-            self.observer.dropped("late", images)
-            raise DeadlineExceeded(f"{waiting} images wait: these would hardly be done before the deadline")
+            raise QueueFull(problem, self._pace.room_in(self._admitted))
         with self._changed:
             self._admit(images)
             self._bytes += taken
         return Request(self, images, self._loop.create_future(), taken, deadline)
+
+    @property
+    def crowded(self) -> bool:
+        """Whether a whole batch waits, or as much as may: what comes now may well be turned away."""
+        return self._admitted >= self._crowd
+
+    def refusal(self, images: int, deadline: float | None = None) -> ServiceError | None:
+        """Why `admit` would turn these away, were their message of no size; None when it would not."""
+        if self._closing:
+            return Unavailable("draining: nothing new is accepted")
+        # Read without the lock, as in admit: only this thread adds to it.
+        waiting = self._admitted
+        if waiting and waiting + images > self._max_queue_images:
+            retry_after = self._pace.room_in(waiting + images - self._max_queue_images)
+            return QueueFull(f"{waiting} images wait, the limit is {self._max_queue_images}", retry_after)
+        if deadline is not None and self._pace.hardly_in_time(deadline - time.monotonic(), waiting, images):
+            return DeadlineExceeded(f"{waiting} images wait: these would hardly be done before the deadline")
+        return None
 
     async def close(self) -> None:
         """Admit nothing more, finish what is admitted, then end the engines' threads."""

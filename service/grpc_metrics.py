@@ -10,13 +10,16 @@ import asyncio
 import inspect
 import time
 from collections.abc import Awaitable, Callable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import grpc
 
 from service import status
 from service.metric_families import SECONDS, Families
 from service.unparsable import UNPARSABLE, parsed_only, refuse, tolerant
+
+if TYPE_CHECKING:
+    from service.door import Door
 
 _METHOD = ("grpc_type", "grpc_service", "grpc_method")
 _Handler = Callable[[Any, Any], Awaitable[Any]]
@@ -41,24 +44,39 @@ class CallMetrics:
         self.handled.labels(*labels, code.name).inc()
 
 
-class CountedServer:
-    """Stands for a grpc.aio.Server where the generated `add_..._to_server` functions register handlers."""
+class Methods(grpc.GenericRpcHandler):
+    """All methods of the server, counted. Takes the place of a grpc.aio.Server where the generated `add_..._to_server`
+    functions register them.
+    """
 
-    def __init__(self, server: grpc.aio.Server, metrics: CallMetrics) -> None:
-        self._server = server
+    def __init__(self, metrics: CallMetrics, door: Door) -> None:
         self._metrics = metrics
+        self._door = door
+        self._handlers: dict[str, Any] = {}  # by path, as in a call's headers
+        self._behind_door: dict[str, Any] = {}
 
     def add_generic_rpc_handlers(self, handlers: Any) -> None:
         """The same handlers as add_registered_method_handlers gets, but hidden behind a look-up."""
 
     def add_registered_method_handlers(self, service: str, handlers: Mapping[str, Any]) -> None:
-        counted = {name: self._counted(service, name, handler) for name, handler in handlers.items()}
-        self._server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, counted),))
+        for name, handler in handlers.items():
+            path = f"/{service}/{name}"
+            labels = _kind(handler), service, name
+            self._handlers[path] = self._counted(handler, labels)
+            self._behind_door[path] = (
+                self._counted(self._door.before(handler), labels)
+                if path in self._door.methods
+                else self._handlers[path]
+            )
 
-    def _counted(self, service: str, name: str, handler: Any) -> Any:
+    def service(self, handler_call_details: grpc.HandlerCallDetails) -> Any:
+        """What handles a call with these headers; None when there is no such method."""
+        handlers = self._behind_door if self._door.crowded else self._handlers
+        return handlers.get(handler_call_details.method)
+
+    def _counted(self, handler: Any, labels: tuple[str, str, str]) -> Any:
         """The handler, of whichever of gRPC's four kinds it is, with its function wrapped."""
         many_in, many_out = handler.request_streaming, handler.response_streaming
-        labels = _kind(handler), service, name
         function = handler.stream_stream or handler.stream_unary or handler.unary_stream or handler.unary_unary
         make = getattr(grpc, f"{_ways(many_in)}_{_ways(many_out)}_rpc_method_handler")
         return make(self._timed(function, labels), tolerant(handler.request_deserializer), handler.response_serializer)

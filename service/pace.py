@@ -37,10 +37,10 @@ class Pace:
             self._full += (_WEIGHT if self._full else 1.0) * (images / seconds - self._full)
 
     def room_in(self, images: int) -> float:
-        """Seconds after which so many images will have gone."""
+        """Seconds after which so many images will have gone; they go by whole batches."""
         if not self._drained:
             return _RETRY_AFTER_UNMEASURED
-        return max(_MIN_RETRY_AFTER, images / self._drained / self._engines)
+        return max(_MIN_RETRY_AFTER, max(images, self._largest) / self._drained / self._engines)
 
     def too_late(self, remaining: float, images: int) -> bool:
         """Whether `images` that are next cannot be done in the `remaining` seconds even when all goes well."""

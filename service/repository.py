@@ -126,6 +126,13 @@ class Repository:
         served = ", ".join(f"{one.manifest.name} {one.manifest.version}" for one in self.models())
         raise ModelNotFound(f"{name!r} version {version or 'any'} is not in the repository; served: {served or 'none'}")
 
+    def only(self) -> ServedModel | None:
+        """The version that every request is for, when a single one is served."""
+        if len(self._models) != 1:
+            return None
+        (model,) = self._models.values()
+        return next(iter(model.versions.values())) if len(model.versions) == 1 else None
+
     def sticky_header(self, name: str) -> str:
         """The metadata key by which this model's requests are routed, or an empty text."""
         model = self._models.get(name) or (next(iter(self._models.values())) if len(self._models) == 1 else None)

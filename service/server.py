@@ -21,10 +21,11 @@ from inference import grpc_predict_v2_pb2, grpc_predict_v2_pb2_grpc
 from service import cpu, gpu, memory, security, tracing
 from service.classifier import Classifier
 from service.config import Settings
+from service.door import Door
 from service.errors import StartError
 from service.event_loop import new_loop
 from service.frontend import Frontend
-from service.grpc_metrics import CallMetrics, CountedServer
+from service.grpc_metrics import CallMetrics, Methods
 from service.health import Health
 from service.http import HttpServer
 from service.metrics import Metrics
@@ -63,9 +64,9 @@ class Server:
         self._decoders = ThreadPoolExecutor(settings.decode_threads or cpu.usable_cores(), "decode")
         self._streams = Streams(settings.stream_window)
         self._tracing = tracing.start()
-        frontend = Frontend(self.repository, settings, self.metrics, self._decoders, self._tracing)
-        self._classifier = Classifier(frontend, self._streams)
-        self._open_inference = OpenInference(frontend, self._streams)
+        self._frontend = Frontend(self.repository, settings, self.metrics, self._decoders, self._tracing)
+        self._classifier = Classifier(self._frontend, self._streams)
+        self._open_inference = OpenInference(self._frontend, self._streams)
         self._certificates = security.certificates(settings)
         if self._certificates is not None:
             self.metrics.watch_certificate(self._certificates.expires)
@@ -147,12 +148,13 @@ class Server:
         calls = CallMetrics(self.metrics.families)
         guard = security.guard(self.settings, calls.refused)
         server = grpc.aio.server(options=options, interceptors=[guard] if guard else None)
-        counted: Any = CountedServer(server, calls)
-        classifier_pb2_grpc.add_ClassifierServicer_to_server(self._classifier, counted)
-        grpc_predict_v2_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(self._open_inference, counted)
-        health_pb2_grpc.add_HealthServicer_to_server(self._health, counted)
+        methods: Any = Methods(calls, Door(self._frontend))
+        classifier_pb2_grpc.add_ClassifierServicer_to_server(self._classifier, methods)
+        grpc_predict_v2_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(self._open_inference, methods)
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, methods)
         services = reflection.aio.ReflectionServicer((*SERVICES, HEALTH_NAME, reflection.SERVICE_NAME))
-        reflection_pb2_grpc.add_ServerReflectionServicer_to_server(services, counted)
+        reflection_pb2_grpc.add_ServerReflectionServicer_to_server(services, methods)
+        server.add_generic_rpc_handlers((methods,))
         return server
 
     def _listen(self) -> None:

@@ -31,7 +31,9 @@ class VersionFamilies:
         self.images = self._counter("images", "Images computed.")
         self.padding = self._counter("padding_images", "Rows computed only to fill a batch up to its bucket.")
         self.dropped = self._counter(
-            "dropped_images", "Images not computed: shed, late, expired or cancelled.", "reason"
+            "dropped_images",
+            "Images not computed: shed, late, expired or cancelled; but for those of requests that were not read.",
+            "reason",
         )
         self.engine_failures = self._counter("engine_failures", "Batches that failed in the engine.")
         self.batch_images = self._histogram("batch_images", "Images in one batch, without padding.", BATCH_IMAGES)

@@ -396,3 +396,20 @@ def test_kserves_client_works_too(server: ServerProcess) -> None:
     assert json.loads(result.stdout.splitlines()[-1]) == {
         "live": True, "ready": True, "model_ready": True, "right": True, "version": "1", "id": "seven",
     }  # fmt: skip
+
+
+def test_what_comes_while_the_queue_is_full_is_refused(models: Path, tmp_path: Path) -> None:
+    colour_model.publish(models)
+    limits = ("--max-queue-images", 1, "--max-images-per-request", 1, "--max-batch-size", 2, "--max-queue-delay", 10)
+    image = colour_model.distinct(1)
+    with (
+        serving(models, tmp_path / "log", *limits) as server,
+        triton.InferenceServerClient(server.target) as client,
+    ):
+        waiting = client.async_infer(MODEL, pixels(image), lambda **_: None)
+        while server.metric("cifarserve_queue_images") != 1:
+            pass
+        with pytest.raises(InferenceServerException, match="1 images wait, the limit is 1") as caught:
+            client.infer(MODEL, pixels(image))
+        assert caught.value.status() == "StatusCode.RESOURCE_EXHAUSTED"
+        waiting.cancel()

@@ -86,7 +86,7 @@ def test_a_full_queue_sheds_at_once_and_says_when_to_come_back(models: Path, tmp
         assert shed, "60 requests cannot fit a queue of 8"
         assert {error.code for error in shed} == {grpc.StatusCode.RESOURCE_EXHAUSTED}
         assert all(error.retry_after is not None and error.retry_after > 0 for error in shed)
-        assert server.metric("cifarserve_dropped_images_total", reason="shed") == len(shed)
+        assert server.metric("cifarserve_requests_total", code="RESOURCE_EXHAUSTED") == len(shed)
         # A client that honours RetryInfo gets its answer all the same.
         with Client(server.target, Options(timeout=60, attempts=20)) as client:
             threads = [threading.Thread(target=client.classify, args=([image[0]],)) for _ in range(20)]
