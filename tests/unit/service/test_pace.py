@@ -62,6 +62,13 @@ def test_two_engines_halve_the_wait() -> None:
     assert two.room_in(100) == pytest.approx(0.5)
 
 
+def test_room_for_one_image_comes_with_a_whole_batch() -> None:
+    pace = Pace(1)
+    for _ in range(10):
+        pace.measured(10, 16, 0.1)
+    assert pace.room_in(1) == pace.room_in(10) == pytest.approx(0.1)
+
+
 def test_averages_follow_a_machine_that_slows_down() -> None:
     pace = Pace(1)
     for _ in range(10):
