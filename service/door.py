@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from functools import partial
 from typing import Any, NoReturn
 
@@ -48,7 +49,9 @@ class Door:
             if (refusal := self._refusal(context)) is not None:
                 await status.abort(context, await self._frontend.answer(context, "", 0, partial(_refuse, refusal)))
             request = await context.read()
-            if request is unparsable.UNPARSABLE or request is grpc.aio.EOF:
+            if request is grpc.aio.EOF:  # the call is over, or its message too large: what there is to say, gRPC says
+                raise asyncio.CancelledError
+            if request is unparsable.UNPARSABLE:
                 await unparsable.refuse(context)
             return await function(request, context)
 

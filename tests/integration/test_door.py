@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,7 +15,7 @@ from cifarserve.v1 import classifier_pb2_grpc as pb_grpc
 from service.client import to_client_error
 from tests import colour_model
 from tests.integration.server_process import ServerProcess, serving
-from tests.integration.test_under_load import request
+from tests.integration.test_under_load import SLOW, request
 
 CLASSIFY, INFER = "/cifarserve.v1.Classifier/Classify", "/inference.GRPCInferenceService/ModelInfer"
 # One image may wait, and waits until its batch is full, which it never is.
@@ -37,9 +38,9 @@ def full(server: ServerProcess, metadata: Sequence[tuple[str, str]] = ()) -> Ite
             call.cancel()
 
 
-def send_nonsense(channel: grpc.Channel, method: str) -> grpc.RpcError:
+def send_nonsense(channel: grpc.Channel, method: str, timeout: float = 60) -> grpc.RpcError:
     with pytest.raises(grpc.RpcError) as caught:
-        channel.unary_unary(method)(b"\xff", timeout=60)
+        channel.unary_unary(method)(b"\xff", timeout=timeout)
     return caught.value
 
 
@@ -70,6 +71,34 @@ def test_while_the_queue_is_full_no_message_is_read(models: Path, tmp_path: Path
             pass
         with grpc.insecure_channel(server.target) as channel:
             assert send_nonsense(channel, CLASSIFY).code() is grpc.StatusCode.INVALID_ARGUMENT
+
+
+def test_what_would_come_too_late_is_refused_unread(models: Path, tmp_path: Path) -> None:
+    colour_model.publish(models, work=SLOW)
+    image = request(colour_model.distinct(1))
+    with (
+        serving(models, tmp_path / "log", "--max-batch-size", 1) as server,
+        grpc.insecure_channel(server.target) as channel,
+    ):
+        stub = pb_grpc.ClassifierStub(channel)
+        began = time.monotonic()
+        for _ in range(12):
+            stub.Classify(image, timeout=60)
+        seconds = (time.monotonic() - began) / 12  # of one image
+        calls = [stub.Classify.future(image, timeout=600) for _ in range(60)]
+        while server.metric("cifarserve_queue_images") < 40:
+            assert not calls[-1].done()
+        refused = send_nonsense(channel, CLASSIFY, 15 * seconds)
+        assert refused.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+        assert "would hardly be done before the deadline" in refused.details()
+        assert send_nonsense(channel, CLASSIFY).code() is grpc.StatusCode.INVALID_ARGUMENT
+        with pytest.raises(grpc.RpcError) as caught:
+            channel.unary_unary(CLASSIFY)(bytes(MEGABYTES << 20), timeout=60)
+        assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+        assert to_client_error(caught.value).retry_after is None, "it would be too large later, too"
+        assert server.metric("grpc_server_handled_total", grpc_method="Classify", grpc_code="CANCELLED") == 1
+        for call in calls:
+            call.cancel()
 
 
 def test_while_it_is_not_known_which_queue_a_call_is_for_its_message_is_read(models: Path, tmp_path: Path) -> None:
