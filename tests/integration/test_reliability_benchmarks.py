@@ -33,16 +33,18 @@ def test_a_minute_of_mixed_traffic_ends_with_right_answers_and_nothing_grown(tmp
 def test_under_overload_most_is_shed_and_what_is_answered_is_answered_in_time(models: Path, tmp_path: Path) -> None:
     colour_model.publish(models, work=3)
     result = run(
-        "overload.py", tmp_path / "overload.json", "--models", models, "--side", colour_model.SIZE,
-        "--seconds", 3, "--rounds", 1, "--patience", 1, "--", "--max-batch-size", 8, "--max-queue-images", 128,
-        "--max-images-per-request", 64,
+        "overload.py", tmp_path / "overload.json", "--models", models, "--side", colour_model.SIZE, "--images", 8,
+        "--seconds", 3, "--rounds", 1, "--patience", 10, "--", "--max-batch-size", 8, "--max-queue-images", 32,
+        "--max-images-per-request", 8,
     )  # fmt: skip
     (one,) = result["rounds"]  # type: ignore[misc]
-    assert one["outcomes"]["OK"] > 0
-    assert one["outcomes"].keys() <= {"OK", "OK afterwards", "RESOURCE_EXHAUSTED", "DEADLINE_EXCEEDED"}
-    assert one["outcomes"]["RESOURCE_EXHAUSTED"] > one["outcomes"]["OK"]
-    # A deadline bounds the wait; how much of the capacity is left is for the benchmark on a quiet machine to say.
-    assert one["p99_ms_of_answered"] < 1500
+    outcomes = one["outcomes"]
+    # The queue is short beside the patience, also where a machine is slow: what is refused is so for want of room.
+    assert outcomes.keys() <= {"OK", "OK afterwards", "RESOURCE_EXHAUSTED", "DEADLINE_EXCEEDED"}
+    answered = outcomes.get("OK", 0) + outcomes.get("OK afterwards", 0)
+    assert 0 < answered < outcomes["RESOURCE_EXHAUSTED"]
+    # That bounds the wait, too; how much of the capacity is left is for the benchmark on a quiet machine to say.
+    assert one["p99_ms_of_answered"] < 10_000
 
 
 def test_a_full_server_refuses_all_but_what_holds_its_place(models: Path, tmp_path: Path) -> None:
