@@ -16,6 +16,8 @@ DATA ?= cifar10
 # EXTRA: what `make serve` computes with: cpu, openvino (also where the processor is not Intel's) or gpu.
 EXTRA ?= cpu
 ARGS ?=
+# JOBS: processes that share the tests, a file at a time; 0 for none, as a debugger wants it.
+JOBS ?= 2
 
 .PHONY: serve test retrain bench bench-serve audit lint format protos docs lock clean
 
@@ -23,7 +25,7 @@ serve: $(SERVE)/.made-$(EXTRA)
 	$(SERVE)/bin/cifarserve serve $(ARGS)
 
 test: $(DEV)/.made
-	$(DEV)/bin/python -m pytest $(ARGS)
+	$(DEV)/bin/python -m pytest --numprocesses $(JOBS) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 retrain: $(DEV)/.made
 	$(DEV)/bin/cifarserve retrain --data $(DATA) $(ARGS)

@@ -25,7 +25,7 @@ from tests.integration.server_process import ENVIRONMENT
 from tests.unit.training import pictures
 from training import checkpoint
 
-SEEDS = range(3)
+SEEDS = range(2)
 MOST_KILLS = 3  # of one run; then it is let be
 # Has everything imported, and forks for each command, so that a kill meets the work and not the imports.
 FORKING = """

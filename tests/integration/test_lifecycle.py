@@ -367,7 +367,7 @@ def test_a_canary_gets_its_share_and_a_sticky_caller_always_the_same_version(mod
 def test_a_shadow_is_compared_and_costs_no_caller_anything(models: Path, tmp_path: Path) -> None:
     publish(models, 1)
     publish(models, 2, work=40)
-    configure(models, "versions = [1]\nshadow = 2\n")
+    configure(models, "versions = [1]\nshadow = 2\nbuckets = [1]\n")
     images = colour_model.distinct(64)
     with serving(models, tmp_path / "log", "--max-queue-images", 256) as server:
         for start in range(0, 64, 8):
