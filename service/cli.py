@@ -103,10 +103,10 @@ def _serve(options: argparse.Namespace) -> int:
         else:
             _serve_here(settings, announce)
     except StartError as error:
-        return _fail(str(error))
+        return workers.leave(_fail(str(error)))
     except asyncio.CancelledError:
-        return _fail("stopped by a second signal; calls that were not done are lost")
-    return 0
+        return workers.leave(_fail("stopped by a second signal; calls that were not done are lost"))
+    return workers.leave(0)
 
 
 def _serve_here(settings: Settings, announce: Callable[[Started], None]) -> None:

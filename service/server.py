@@ -36,6 +36,9 @@ from service.streams import Streams
 
 log = logging.getLogger(__name__)
 
+# Seconds for a batch that is still being computed when nobody waits for it any more; see workers.leave.
+_LAST_BATCH = 1.0
+
 MAX_UNSEEN_CALLS = 16_384
 SERVICES = (
     classifier_pb2.DESCRIPTOR.services_by_name["Classifier"].full_name,
@@ -110,7 +113,7 @@ class Server:
     async def stop(self, lame_duck_seconds: float = 0.0) -> None:
         """Drain: report NOT_SERVING, wait the lame-duck time, refuse new calls, answer every accepted one.
 
-        Takes at most lame_duck_seconds + drain_seconds; calls that are not done by then are cancelled.
+        Takes at most lame_duck_seconds + drain_seconds, and a second; calls that are not done by then are cancelled.
         """
         log.info("draining")
         if self._looking is not None:
@@ -121,11 +124,13 @@ class Server:
         deadline = time.monotonic() + self.settings.drain_seconds
         self._health.end_watches()
         self._streams.drain()
+        self._frontend.shadow.end()
         # The batchers refuse and finish first: what comes while gRPC itself stops would be answered CANCELLED.
         closing = asyncio.create_task(self.repository.close())
         await asyncio.wait({closing}, timeout=self.settings.drain_seconds)
         await self._grpc.stop(max(0.0, deadline - time.monotonic()))
-        await closing
+        for done in (await asyncio.wait({closing}, timeout=_LAST_BATCH))[0]:
+            done.result()
         if self._grpc_ended is not None:  # not cancelled: what it waits for is what gRPC's own stop waits for
             await asyncio.wait({self._grpc_ended})
             self._grpc_ended.exception()

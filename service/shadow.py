@@ -33,6 +33,11 @@ class Shadow:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
+    def end(self) -> None:
+        """Give up what is being mirrored: nobody will read how it compares."""
+        for task in self._tasks:
+            task.cancel()
+
 
 async def _compare(shadow: ServedModel, primary: ServedModel, images: Pixels, expected: Floats) -> None:
     try:

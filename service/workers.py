@@ -241,6 +241,18 @@ def stop_when_input_ends() -> None:
     threading.Thread(target=wait, daemon=True).start()
 
 
+def leave(status: int) -> int:
+    """The exit status. If an engine is at a batch still, which nobody waits for any more, the process ends here: when
+    Python ends by itself, it waits for such threads as long as they take.
+    """
+    if any(thread.name.startswith("engine_") for thread in threading.enumerate()):
+        log.warning("an engine is still at work on a batch that nobody waits for")
+        logging.shutdown()
+        sys.stdout.flush()
+        os._exit(status)
+    return status
+
+
 def main() -> int:
     """One worker."""
     from service import server
@@ -266,4 +278,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(leave(main()))
