@@ -7,6 +7,7 @@ and a picture whose decoding takes too long is given up (see Effort).
 
 from __future__ import annotations
 
+import importlib
 import io
 import threading
 import time
@@ -14,26 +15,44 @@ import warnings
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError, features
+
+from service import picture_metadata
+from service.picture_metadata import Bare
 
 Pixels = npt.NDArray[np.uint8]
 
-FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF")
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", *(("AVIF",) if features.check("avif") else ()))
+# `max_pixels` is the limit here; Pillow's own would lie below some of those that can be asked for.
+Image.MAX_IMAGE_PIXELS = None
+# What Pillow says of a damaged file goes to its sender as an error, and must not fill the log.
+warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
 DEFAULT_MAX_PIXELS = 64_000_000  # above the largest common phone sensors' output, 50 megapixels
 
 # Each scan of a progressive JPEG goes over the whole picture, in as little as 31 bytes of the file, and libjpeg reads
 # all that it is given before it can be stopped. Encoders write about ten.
 MOST_SCANS = 100
-_START_OF_JPEG, _START_OF_SCAN = b"\xff\xd8", b"\xff\xda"
+_START_OF_SCAN = b"\xff\xda"
 # Bytes from which on the time is looked at while a picture is read. Less holds no work that is not bounded otherwise.
 _LARGE = 1 << 16
 
 # Samples of 16 bits to 8, rounded.
 _TO_8_BITS = [(sample + 128) // 257 for sample in range(1 << 16)]
 
-# EXIF orientations 5 to 8 turn the picture by 90 degrees.
-_ORIENTATION_TAG = 0x0112
+# What each EXIF orientation asks for; 5 to 8 swap width and height.
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 _QUARTER_TURNS = (5, 6, 7, 8)
+
+# Brands in the first box of a file (ISO/IEC 23008-12) that mean HEIC.
+_HEIC_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
 
 
 class ImageError(ValueError):
@@ -84,43 +103,53 @@ def decode(
 ) -> Pixels:
     """Decode a picture of any size to uint8 [height, width, channels] = `shape`.
 
-    EXIF orientation is applied, transparency is laid on white, the largest centred crop of the wanted aspect is
-    taken, then scaled with an antialiasing filter. A picture that already has the size is left as it is. Large
-    JPEGs are scaled while decoding (DCT scaling), to no less than twice the wanted size, which keeps a
-    12-megapixel photo in the tens of milliseconds. Raises ImageError: empty, not a picture, more than
-    `max_pixels` pixels by its header, more work than `effort` has left, truncated or damaged.
+    EXIF orientation is applied; other metadata is not read, and damaged metadata counts as none. Transparency is laid
+    on white, the largest centred crop of the wanted aspect is taken, then scaled with an antialiasing filter. A
+    picture that already has the size is left as it is. Large JPEGs are scaled while decoding (DCT scaling), to no
+    less than twice the wanted size, which keeps a 12-megapixel photo in the tens of milliseconds.
+
+    Raises ImageError: empty, not a picture, more than `max_pixels` pixels by its header, more work than `effort` has
+    left, truncated or damaged.
     """
     if not data:
         raise ImageError("is empty")
-    if data.startswith(_START_OF_JPEG) and data.count(_START_OF_SCAN) > MOST_SCANS:
+    if data.startswith(picture_metadata.JPEG_START) and data.count(_START_OF_SCAN) > MOST_SCANS:
         raise ImageError(f"is a JPEG of more than {MOST_SCANS} scans")
     if effort is None:
-        return _decode(io.BytesIO(data), shape, max_pixels)
+        bare = _strip(data)
+        return _decode(io.BytesIO(bare.data), bare, shape, max_pixels)
     effort.check()
     since = time.thread_time()
-    watched = _Watched(data, effort) if len(data) >= _LARGE else None
+    bare = _strip(data)
+    watched = _Watched(bare.data, effort) if len(data) >= _LARGE else None
     try:
-        return _decode(watched or io.BytesIO(data), shape, max_pixels)
+        return _decode(watched or io.BytesIO(bare.data), bare, shape, max_pixels)
     finally:
         effort.spend(watched.since if watched else since)
 
 
-def _decode(file: io.BytesIO, shape: tuple[int, int, int], max_pixels: int) -> Pixels:
+def _decode(file: io.BytesIO, bare: Bare, shape: tuple[int, int, int], max_pixels: int) -> Pixels:
     try:
-        with warnings.catch_warnings():
-            # Pillow's own bomb warning starts at a fixed size; `max_pixels` is the limit here.
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            picture = Image.open(file, formats=FORMATS)
-            return _read(picture, shape, max_pixels)
+        picture = Image.open(file, formats=_formats(bare.data))
+        return _read(picture, bare, shape, max_pixels)
     except UnidentifiedImageError:
         raise ImageError(f"is not a picture in a known format ({', '.join(FORMATS)})") from None
-    except Image.DecompressionBombError as error:
-        raise ImageError(f"is too large: {error}") from None
-    except ImageError:
+    except (ImageError, MemoryError):
         raise
-    except (OSError, SyntaxError, ValueError, TypeError, KeyError, IndexError, EOFError, OverflowError) as error:
-        # Pillow raises all of these for damaged files, depending on the format and the place of the damage.
+    except Exception as error:
+        # A damaged file may make Pillow raise anything, depending on the format and the place of the damage.
         raise ImageError(f"cannot be decoded: {error}") from None
+
+
+def _formats(data: bytes) -> tuple[str, ...]:
+    """What to try: with HEIC where the optional package pillow-heif is installed. Raises ImageError where it is not."""
+    if data[4:8] != b"ftyp" or data[8:12] not in _HEIC_BRANDS:
+        return FORMATS
+    try:
+        importlib.import_module("pillow_heif").register_heif_opener()
+    except ImportError:
+        raise ImageError("is HEIC, which is not read here: send it as JPEG or PNG, or install pillow-heif") from None
+    return ("HEIF",)
 
 
 def from_raw(data: bytes, width: int, height: int, shape: tuple[int, int, int]) -> Pixels:
@@ -150,14 +179,50 @@ def fit(picture: Image.Image, shape: tuple[int, int, int]) -> Pixels:
     return np.asarray(picture).reshape(shape)
 
 
-def _read(picture: Image.Image, shape: tuple[int, int, int], max_pixels: int) -> Pixels:
+def _strip(data: bytes) -> Bare:
+    try:
+        return picture_metadata.strip(data)
+    except picture_metadata.TooManyParts as error:
+        raise ImageError(str(error)) from None
+
+
+def _read(picture: Image.Image, bare: Bare, shape: tuple[int, int, int], max_pixels: int) -> Pixels:
     width, height = picture.size
     if width * height > max_pixels:
         raise ImageError(f"is too large: {width} x {height} pixels, the limit is {max_pixels}")
-    turned = picture.getexif().get(_ORIENTATION_TAG) in _QUARTER_TURNS
-    wanted_height, wanted_width = (shape[1], shape[0]) if turned else shape[:2]
+    orientation = bare.orientation
+    if picture.format in ("WEBP", "AVIF"):
+        orientation = picture_metadata.orientation(picture.info.get("exif") or b"")
+    wanted_height, wanted_width = (shape[1], shape[0]) if orientation in _QUARTER_TURNS else shape[:2]
     picture.draft("L" if shape[2] == 1 else "RGB", (2 * wanted_width, 2 * wanted_height))
-    return fit(ImageOps.exif_transpose(picture), shape)
+    picture.load()
+    if bare.key:
+        picture = _without_key(picture, bare)
+    elif picture.format == "BMP" and picture.mode == "RGBA" and picture.getchannel("A").getextrema() == (0, 0):
+        picture = picture.convert("RGB")  # an alpha mask that nobody filled in
+    if orientation in _TURNS:
+        picture = picture.transpose(_TURNS[orientation])
+    return fit(picture, shape)
+
+
+def _without_key(picture: Image.Image, bare: Bare) -> Image.Image:
+    """A PNG's picture with white where its samples, in the file's own depth, are those of its transparent value."""
+    samples = np.asarray(picture)
+    if bare.depth < 8:  # Pillow spreads them over 0 to 255
+        samples = samples // (255 // ((1 << bare.depth) - 1)) if samples.dtype != np.bool_ else samples
+    elif bare.depth == 16 and picture.mode == "RGB":  # Pillow gives the high bytes only
+        samples = samples.astype(np.uint16) << 8 | _low_bytes(bare.data)
+    hidden = (samples.reshape(picture.height, picture.width, -1) == bare.key).all(axis=2)
+    opaque = _convert(picture, "RGB" if picture.mode == "RGB" else "L")
+    opaque.paste("white", mask=Image.fromarray(hidden))
+    return opaque
+
+
+def _low_bytes(data: bytes) -> Pixels:
+    """Of a PNG of 16-bit RGB: read as little-endian, Pillow takes the second byte of each sample for the high one."""
+    picture = Image.open(io.BytesIO(data), formats=("PNG",))
+    picture.tile = [tile._replace(args="RGB;16L") for tile in picture.tile]
+    return np.asarray(picture)
 
 
 def _centre(size: tuple[int, int], aspect: float) -> tuple[int, int, int, int]:
