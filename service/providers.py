@@ -12,6 +12,7 @@ import importlib
 import json
 import logging
 import os
+import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -33,6 +34,8 @@ NAMES = {
     "tensorrt": "TensorrtExecutionProvider",
 }
 GPUS = ("cuda", "tensorrt")
+# Held from the look for the plugin to its registration: a second registration of the same name is an error.
+_REGISTERING = threading.Lock()
 _SPINNING = "session.intra_op.allow_spinning"
 # Nodes that may stay on the CPU beside a GPU provider: they compute shapes, not images.
 _SHAPE_OPERATORS = frozenset(
@@ -42,6 +45,10 @@ _SHAPE_OPERATORS = frozenset(
 
 class ProviderError(RuntimeError):
     """The provider is not here, or does not run the model."""
+
+
+class ProviderAbsent(ProviderError):
+    """The provider is not installed, or has no device on this machine: not a fault of what is here."""
 
 
 @dataclass(frozen=True)
@@ -84,7 +91,7 @@ def open_session(model: Path, wanted: Wanted) -> ort.InferenceSession:
 def _open_cpu(model: Path, options: ort.SessionOptions, wanted: Wanted) -> ort.InferenceSession:
     for name, value in wanted.options.items():
         options.add_session_config_entry(name, value)
-    return ort.InferenceSession(model, options, providers=[NAMES["cpu"]])
+    return _session(model, options, [NAMES["cpu"]])
 
 
 def _open_openvino(model: Path, options: ort.SessionOptions, wanted: Wanted) -> ort.InferenceSession:
@@ -92,18 +99,11 @@ def _open_openvino(model: Path, options: ort.SessionOptions, wanted: Wanted) -> 
     if wanted.precision == "bf16" and not cpu.computes_bf16():
         raise ProviderError("this processor does not compute in bf16")
     settings = {"load_config": json.dumps({"CPU": openvino_options(wanted)})}
-    if NAMES["openvino"] in ort.get_available_providers():
+    if _openvino_is_built_in():
         settings["device_type"] = "CPU"
-        return ort.InferenceSession(model, options, providers=[(NAMES["openvino"], settings)])
-    try:
-        _register_openvino()
-    except ImportError:
-        raise ProviderError("the package onnxruntime-ep-openvino is not installed") from None
-    devices = _openvino_devices()
-    if not devices:
-        raise ProviderError("OpenVINO's plugin takes no processor but Intel's; the extra [openvino] takes others")
-    options.add_provider_for_devices(devices[:1], settings)
-    return ort.InferenceSession(model, options)
+        return _session(model, options, [(NAMES["openvino"], settings)])
+    options.add_provider_for_devices(_plugin_devices()[:1], settings)
+    return _session(model, options)
 
 
 def openvino_options(wanted: Wanted) -> dict[str, str]:
@@ -117,11 +117,34 @@ def openvino_options(wanted: Wanted) -> dict[str, str]:
     }
 
 
+def _openvino_is_built_in() -> bool:
+    """Whether ONNX Runtime was compiled with OpenVINO, so that no plugin is needed.
+
+    This asks how ONNX Runtime was compiled, which never changes. The list of available providers does change: it names
+    OpenVINO also when a plugin is registered.
+    """
+    return "OPENVINO" in ort.get_device()
+
+
+def _plugin_devices() -> list[Any]:
+    """The processor as the OpenVINO plugin offers it; the plugin is registered if nobody has. Raises ProviderAbsent."""
+    with _REGISTERING:
+        if not (devices := _openvino_devices()):
+            try:
+                _register_openvino()
+            except ImportError:
+                raise ProviderAbsent("the package onnxruntime-ep-openvino is not installed") from None
+            devices = _openvino_devices()
+    if not devices:
+        raise ProviderAbsent("OpenVINO's plugin takes no processor but Intel's; the extra [openvino] takes others")
+    return devices
+
+
 @functools.cache
 def _register_openvino() -> None:
-    """ONNX Runtime keeps plugins for the life of the process and refuses a second registration, hence the cache."""
+    """ONNX Runtime keeps plugins for the life of the process and refuses a name a second time, hence the cache."""
     plugin = importlib.import_module("onnxruntime_ep_openvino")
-    ort.register_execution_provider_library("openvino", plugin.get_library_path())
+    ort.register_execution_provider_library("cifarserve-openvino", plugin.get_library_path())
 
 
 def _openvino_devices() -> list[Any]:
@@ -135,7 +158,7 @@ def _openvino_devices() -> list[Any]:
 
 def _open_cuda(model: Path, options: ort.SessionOptions, wanted: Wanted) -> ort.InferenceSession:
     _load_cuda_libraries(NAMES["cuda"])
-    return ort.InferenceSession(model, options, providers=[(NAMES["cuda"], cuda_options(wanted))])
+    return _session(model, options, [(NAMES["cuda"], cuda_options(wanted))])
 
 
 def cuda_options(wanted: Wanted) -> dict[str, str]:
@@ -158,7 +181,7 @@ def _open_tensorrt(model: Path, options: ort.SessionOptions, wanted: Wanted) -> 
         importlib.import_module("tensorrt_libs")
     height, width, channels = _image_sides(model)
     settings = tensorrt_options(wanted, f"{height}x{width}x{channels}", _engine_cache())
-    return ort.InferenceSession(model, options, providers=[(NAMES["tensorrt"], settings), NAMES["cuda"]])
+    return _session(model, options, [(NAMES["tensorrt"], settings), NAMES["cuda"]])
 
 
 def tensorrt_options(wanted: Wanted, image: str, cache: Path | None) -> dict[str, str]:
@@ -196,7 +219,7 @@ def _engine_cache() -> Path | None:
 
 def _image_sides(model: Path) -> tuple[int, int, int]:
     """Height, width and channels of the input, as the CPU provider reads them from the file."""
-    reader = ort.InferenceSession(model, providers=[NAMES["cpu"]])
+    reader = _session(model, ort.SessionOptions(), [NAMES["cpu"]])
     _, height, width, channels = reader.get_inputs()[0].shape
     return height, width, channels
 
@@ -204,8 +227,17 @@ def _image_sides(model: Path) -> tuple[int, int, int]:
 def _load_cuda_libraries(name: str) -> None:
     """Load CUDA and cuDNN from their Python packages, so that no system-wide CUDA is needed."""
     if name not in ort.get_available_providers():
-        raise ProviderError(f"this onnxruntime has no {name}; install the extra [gpu] instead of [cpu]")
+        raise ProviderAbsent(f"this onnxruntime has no {name}; install the extra [gpu] instead of [cpu]")
     ort.preload_dlls()
+
+
+def _session(model: Path, options: ort.SessionOptions, providers: list[Any] | None = None) -> ort.InferenceSession:
+    """A session on `providers` (None: those that are in `options`), and on no other.
+
+    With its own fall-back, ONNX Runtime would print to standard output and go on with its CPU provider, both when a
+    session is made and when it runs.
+    """
+    return ort.InferenceSession(model, options, providers=providers, enable_fallback=False)
 
 
 def captures_graphs(wanted: Wanted) -> bool:
