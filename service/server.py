@@ -27,6 +27,7 @@ from service.event_loop import new_loop
 from service.frontend import Frontend
 from service.grpc_metrics import CallMetrics, Methods
 from service.health import Health
+from service.heartbeat import Heartbeat
 from service.http import HttpServer
 from service.metrics import Metrics
 from service.open_inference import OpenInference
@@ -88,10 +89,11 @@ class Server:
 
         Raises StartError when a port is taken and serving.LoadError when a model cannot be served.
         """
-        self.metrics.watch_loop(asyncio.get_running_loop())
+        loop = asyncio.get_running_loop()
+        self.metrics.watch_loop(loop)
         if self._shares_port:
             await self.repository.start()
-        self._listen()
+        self._listen(Heartbeat(loop))
         await self._grpc.start()
         if not self._shares_port:
             await self.repository.start()
@@ -162,7 +164,7 @@ class Server:
         server.add_generic_rpc_handlers((methods,))
         return server
 
-    def _listen(self) -> None:
+    def _listen(self, heartbeat: Heartbeat) -> None:
         settings = self.settings
         host = f"[{settings.host}]" if ":" in settings.host else settings.host
         try:
@@ -180,7 +182,8 @@ class Server:
             health = self._health
             self._http = HttpServer(
                 metrics_host, settings.metrics_port, self.metrics.registry,
-                ready=lambda: health.is_serving, live=lambda: health.is_live,
+                ready=lambda: health.is_serving and heartbeat.beats(),
+                live=lambda: health.is_live and heartbeat.beats(),
                 page=Page(settings, self.port) if settings.page and not self._shares_port else None,
             )  # fmt: skip
         except OSError as error:

@@ -27,10 +27,12 @@ from prometheus_client import Counter, Gauge
 from service import config, cpu, logs, tracing
 from service.config import Settings
 from service.errors import StartError
+from service.heartbeat import Heartbeat
 from service.http import HttpServer
 from service.merged_metrics import MergedMetrics
 from service.metric_families import Families
 from service.page import Page
+from service.worker_probes import WorkerProbes
 
 log = logging.getLogger(__name__)
 
@@ -98,7 +100,8 @@ class _Supervisor:
         self._restarts, ready = worker_metrics(families)
         self._ready: dict[int, list[str]] = {}  # what each of them serves
         self._to_look_again: set[int] = set()  # workers that were not ready when the others were told to
-        ready.set_function(lambda: len(self._ready))
+        self._probes = WorkerProbes()
+        ready.set_function(self._probes.ready)
 
     async def run(self, metrics_port: int, started: Callable[[Started], None]) -> None:
         loop = asyncio.get_running_loop()
@@ -107,10 +110,12 @@ class _Supervisor:
         loop.add_signal_handler(signal.SIGHUP, self._on_hangup)
         host = self._settings.metrics_host or self._settings.host
         page = Page(self._settings, self._settings.port) if self._settings.page else None
+        heartbeat = Heartbeat(loop)
         try:
             http = HttpServer(
                 host, metrics_port, self._registry,
-                ready=lambda: bool(self._ready) and not self._stop.is_set(), live=lambda: True, page=page,
+                ready=lambda: self._probes.ready() > 0 and not self._stop.is_set() and heartbeat.beats(),
+                live=heartbeat.beats, page=page,
             )  # fmt: skip
         except OSError as error:
             raise StartError(f"metrics_port: cannot listen on {host}:{metrics_port}: {error.strerror}") from None
@@ -193,6 +198,7 @@ class _Supervisor:
                 url = f"http://127.0.0.1:{ready['metrics_port']}/metrics"
                 self._metrics.add(url)
                 self._ready[number] = ready["models"]
+                self._probes.add(number, ready["metrics_port"])
                 if number in self._to_look_again:
                     self._to_look_again.discard(number)
                     self._tell(signal.SIGHUP, [number])
@@ -203,12 +209,17 @@ class _Supervisor:
         finally:
             del self._living[number]
             self._ready.pop(number, None)
+            self._probes.remove(number)
             self._metrics.remove(url)
 
     async def _keep_looking(self) -> None:
         while True:
             await asyncio.sleep(_LOOK_SECONDS)
             await asyncio.to_thread(self._metrics.look)
+            for number in await asyncio.to_thread(self._probes.ask):
+                if number in self._living:
+                    log.error("worker %d hangs: /live has not been good for too long; it is killed", number)
+                    self._tell(signal.SIGKILL, [number])
 
 
 def _reserve(host: str, port: int) -> socket.socket:
