@@ -58,6 +58,7 @@ class Classifier(pb_grpc.ClassifierServicer):
         self, request: pb.ClassifyRequest, context: _Context, deadline: float | None
     ) -> pb.ClassifyResponse | status_pb2.Status:
         async def work(model: ServedModel, timing: Timing) -> pb.ClassifyResponse:
+            timing.name = request.id
             return await self._classify(model, timing, request, deadline)
 
         return await self._frontend.answer(context, request.model, request.version, work)

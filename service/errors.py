@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import logging
+import secrets
+from contextlib import suppress
+
+log = logging.getLogger(__name__)
+
 
 class ServiceError(Exception):
     """Base of all errors that are answers: the message is meant for the caller."""
@@ -54,3 +60,14 @@ class OutOfMemory(InternalError):
     """There was not enough memory for this request or its batch."""
 
     what = "out of memory: error"
+
+
+def hidden(error: BaseException, what: str = "") -> InternalError:
+    """Log a fault of ours with its stack under a new id, and return what callers get instead: that id.
+
+    `what` tells the log what failed.
+    """
+    error_id = secrets.token_hex(8)
+    with suppress(Exception):  # log.error: callers get their answer even if the line cannot be written
+        log.error("internal error %s%s", error_id, f": {what}" if what else "", exc_info=error)
+    return (OutOfMemory if isinstance(error, MemoryError) else InternalError)(error_id)

@@ -37,6 +37,7 @@ Decode = Callable[[Pixels], None]
 class Timing:
     """Where one request's time went; filled in by Frontend.classify."""
 
+    name: str = ""  # the caller's id of the request
     decode_seconds: float = 0.0
     queue_seconds: float = 0.0
     compute_seconds: float = 0.0
@@ -126,7 +127,7 @@ class Frontend:
             raise InvalidInput(field, f"must be from 1 to {most} images, are {count}")
         started = time.monotonic()
         with model.batcher.admit(count, size, deadline) as admitted:
-            admitted.trace = timing.trace
+            admitted.trace, admitted.name = timing.trace, timing.name
             images = read()
             if not isinstance(images, np.ndarray):
                 images = await self._decode(model.manifest.image_shape, images, deadline)

@@ -158,6 +158,7 @@ class OpenInference(pb_grpc.GRPCInferenceServiceServicer):
         self, request: pb.ModelInferRequest, context: _Context, deadline: float | None
     ) -> pb.ModelInferResponse | status_pb2.Status:
         async def work(model: ServedModel, timing: Timing) -> pb.ModelInferResponse:
+            timing.name = request.id
             return await self._infer(model, timing, request, deadline)
 
         try:

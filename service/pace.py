@@ -6,6 +6,7 @@ from __future__ import annotations
 _WEIGHT = 0.2
 # Batches before anything is said to be too late: a single one may have been slow because the machine was.
 _ENOUGH = 10
+_SHORTEST = 1e-9  # seconds; a clock that is too coarse may say that a batch took none
 _MIN_RETRY_AFTER = 0.01  # seconds; sooner, a caller would only be turned away again
 _RETRY_AFTER_UNMEASURED = 1.0  # seconds, before the first batch has been timed
 # How much longer than expected it may take behind a long queue: what is admitted to be answered at the last moment is
@@ -14,7 +15,11 @@ _MARGIN = 1.4
 
 
 class Pace:
-    """Moving averages over the last batches. Written by one thread, read by any."""
+    """Moving averages over the last batches.
+
+    Owned by the thread that calls `measured`: the batcher's event loop. Any thread may call `too_late`, which reads a
+    count and a dictionary that never grows: a batch of a new size replaces it. The other methods are for the owner.
+    """
 
     def __init__(self, engines: int) -> None:
         self._engines = engines  # that compute at the same time
@@ -27,8 +32,12 @@ class Pace:
     def measured(self, images: int, bucket: int, seconds: float) -> None:
         """A batch of `images`, computed as `bucket`, took so long."""
         self._batches += 1
-        before = self._seconds.get(bucket, seconds)
-        self._seconds[bucket] = before + _WEIGHT * (seconds - before)
+        seconds = max(seconds, _SHORTEST)
+        before = self._seconds.get(bucket)
+        if before is None:
+            self._seconds = {**self._seconds, bucket: seconds}  # another thread may be reading the old one
+        else:
+            self._seconds[bucket] = before + _WEIGHT * (seconds - before)
         self._drained += (_WEIGHT if self._drained else 1.0) * (images / seconds - self._drained)
         if images >= 2 * self._largest:
             self._full = 0.0  # what was large before is so no more

@@ -1,7 +1,7 @@
 """One caller's images on their way through the batcher: admitted, submitted, claimed by batches, answered.
 
-A request belongs to the event loop of its caller; the engines' threads look at it and claim from it only while they
-hold the batcher's lock, and its answer is always given on the loop.
+The engines' threads look at a request and claim from it only while they hold the batcher's lock. Its answer is always
+given on the event loop.
 """
 
 from __future__ import annotations
@@ -52,11 +52,15 @@ class Queue(Protocol):
 
 
 class Request:
-    """To be used as a context: leaving it gives back to the queue what no batch has claimed."""
+    """To be used as a context: leaving it gives back to the queue what no batch has claimed.
+
+    Owned by the event loop. From `compute` on until it leaves the queue, `unclaimed`, `doomed` and the images are
+    guarded by the batcher's lock; engines' threads only ask whether the answer is there.
+    """
 
     __slots__ = (
         "_answer", "_batcher", "_compute_seconds", "_count", "_images", "_queue_seconds", "_rows", "deadline",
-        "doomed", "size", "submitted", "trace", "unclaimed",
+        "doomed", "name", "size", "submitted", "trace", "unclaimed",
     )  # fmt: skip
 
     def __init__(
@@ -68,6 +72,7 @@ class Request:
         # In seconds on time.monotonic()'s clock.
         self.deadline = deadline
         self.trace: RequestTrace | None = None
+        self.name = ""  # the caller's id of it, for the log
         self._batcher = batcher
         self._count = images
         self._images: Pixels | None = None

@@ -7,7 +7,7 @@ again for that reason is told to the liveness probe, or ends the worker, so that
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 
 from service.serving import LoadError, ServedModel
 
@@ -40,11 +40,17 @@ class Recovery:
         """Whether an engine could not be opened again: another process may be able to."""
         return bool(self._lost)
 
-    def broken(self, served: ServedModel) -> None:
-        """Its engine fails batch after batch."""
+    def broken(self, served: ServedModel, reason: str) -> None:
+        """An engine of it no longer computes."""
         key = served.manifest.name, served.manifest.version
-        if self._withdraw(served, "its engine failed several batches in a row; it is being loaded again"):
+        if self._withdraw(served, f"{reason}; it is being loaded again"):
             self._under_way[key] = asyncio.create_task(self._recover(served, *key), name="recovery")
+
+    def look_at(self, put_into_service: Iterable[ServedModel]) -> None:
+        """Recover those of them that broke before they were in service."""
+        for served in put_into_service:
+            if served.batcher.broken_for:
+                self.broken(served, served.batcher.broken_for)
 
     def forget(self, name: str) -> bool:
         """Try no more to bring this model back; says whether anything was tried."""

@@ -225,6 +225,7 @@ class Repository:
         if self.versions(name) != sorted(serving_now):
             log.info("%s serves %s now, before %s", name, self.versions(name), sorted(serving_now))
         self._changed()
+        self._recovery.look_at(wanted.values())
         await self._retire(name, replaced)
         if not failures:
             await asyncio.to_thread(folders.collect_garbage, folder, config.keep_versions, set(wanted))

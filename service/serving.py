@@ -54,9 +54,9 @@ class ServedModel:
     """One version, ready to answer. To be used from one event loop."""
 
     def __init__(
-        self, loaded: Loaded, config: ModelConfig, metrics: Metrics, broken: Callable[[ServedModel], None]
+        self, loaded: Loaded, config: ModelConfig, metrics: Metrics, broken: Callable[[ServedModel, str], None]
     ) -> None:
-        """`broken` is called when its engine fails batch after batch."""
+        """`broken` is called with the reason when an engine of it no longer computes."""
         self.manifest = loaded.manifest
         self.engine = loaded.engines[0]
         self._engines = loaded.engines
@@ -70,7 +70,8 @@ class ServedModel:
             target_latency=loaded.compute.target_latency,
             observer=self.metrics,
             in_background=loaded.compute.in_background,
-            broken=lambda: broken(self),
+            broken=lambda reason: broken(self, reason),
+            title=self.title,
         )
         self.cache: ResponseCache | None = None
         self.drift: DriftWindow | None = None

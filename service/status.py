@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import logging
-import secrets
 from typing import Any
 
 import grpc
 from google.rpc import error_details_pb2, status_pb2
 
 from service import errors
-
-log = logging.getLogger(__name__)
 
 # Where grpc-status puts a google.rpc.Status; fixed by the gRPC richer error model.
 DETAILS_KEY = "grpc-status-details-bin"
@@ -33,9 +29,7 @@ _BY_NUMBER = {code.value[0]: code for code in grpc.StatusCode}
 def from_error(error: Exception) -> status_pb2.Status:
     """The status of any exception. One that is not a ServiceError is a fault of ours: logged under an id, hidden."""
     if not isinstance(error, errors.ServiceError):
-        error_id = secrets.token_hex(8)
-        log.error("internal error %s", error_id, exc_info=error)
-        error = (errors.OutOfMemory if isinstance(error, MemoryError) else errors.InternalError)(error_id)
+        error = errors.hidden(error)
     number: int = _CODES[type(error)].value[0]
     status = status_pb2.Status(code=number, message=str(error))
     if (detail := _detail(error)) is not None:

@@ -21,7 +21,7 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initial
 from service import batching, pending
 from service.batching import FAILURES_IN_A_ROW, Batcher
 from service.engine import Outputs
-from service.errors import DeadlineExceeded, QueueFull, Unavailable
+from service.errors import DeadlineExceeded, InternalError, QueueFull, Unavailable
 from service.pending import Answer
 from tests.unit.service.test_batching import Recorder
 
@@ -48,7 +48,9 @@ class Engine:
     def __init__(self, clock: Clock) -> None:
         self.clock = clock
         self.inside: list[int] = []
-        self.error: Exception | None = None
+        self.in_a_row = 0  # its failures
+        self.dead = False  # its thread has ended
+        self.error: BaseException | None = None
         self._gate = threading.Semaphore(0)
 
     def bucket(self, images: int) -> int:
@@ -65,7 +67,7 @@ class Engine:
         rows = numbers.astype(np.float32)[:, None]
         return Outputs(rows, -rows)
 
-    def let(self, error: Exception | None) -> None:
+    def let(self, error: BaseException | None) -> None:
         self.error = error
         self._gate.release()
 
@@ -105,10 +107,10 @@ class BatcherMachine(RuleBasedStateMachine):
         self.recorder = Recorder()
         self.all: list[Caller] = []
         self.images = 1
-        self.in_a_row = self.broken = self.expect_broken = 0
+        self.broken = self.expect_broken = 0
         self.closing: asyncio.Task[None] | None = None
 
-    @initialize(engines=st.integers(1, 2))
+    @initialize(engines=st.integers(1, 3))
     def begin(self, engines: int) -> None:
         self.engines = [Engine(self.clock) for _ in range(engines)]
 
@@ -123,8 +125,12 @@ class BatcherMachine(RuleBasedStateMachine):
 
         self.batcher = self.loop.run_until_complete(make())
 
-    def on_broken(self) -> None:
+    def on_broken(self, _reason: str) -> None:
         self.broken += 1
+
+    @property
+    def alive(self) -> list[Engine]:
+        return [engine for engine in self.engines if not engine.dead]
 
     async def call(self, caller: Caller, priority: int) -> Answer:
         with self.batcher.admit(len(caller.numbers), lambda: caller.size, caller.deadline) as request:
@@ -158,9 +164,10 @@ class BatcherMachine(RuleBasedStateMachine):
         if caller.accepted:
             assert not full
             assert self.closing is None
+            assert self.alive
             return caller
         refusal = caller.task.exception()
-        if self.closing is not None:
+        if self.closing is not None or not self.alive:
             assert isinstance(refusal, Unavailable)
         elif full:
             assert isinstance(refusal, QueueFull)
@@ -193,17 +200,19 @@ class BatcherMachine(RuleBasedStateMachine):
         self.settle()
 
     @precondition(lambda self: any(engine.inside for engine in self.engines))
-    @rule(outcome=st.sampled_from(["computed", "computed", "failed", "no memory"]), last=st.booleans())
+    @rule(outcome=st.sampled_from([*["computed"] * 5, *["failed"] * 3, "no memory", "dies"]), last=st.booleans())
     def a_batch_ends(self, outcome: str, last: bool) -> None:
         engine = [engine for engine in self.engines if engine.inside][-1 if last else 0]
         batch, done = set(engine.inside), len(self.recorder.batches) + self.recorder.failures
-        self.in_a_row = {"computed": 0, "failed": self.in_a_row + 1, "no memory": self.in_a_row}[outcome]
-        self.expect_broken += outcome == "failed" and self.in_a_row == FAILURES_IN_A_ROW
-        errors = {"computed": None, "failed": RuntimeError("broke"), "no memory": MemoryError()}
+        if outcome in ("computed", "failed"):
+            engine.in_a_row = engine.in_a_row + 1 if outcome == "failed" else 0
+        engine.dead = outcome == "dies"
+        self.expect_broken += engine.dead or (outcome == "failed" and engine.in_a_row % FAILURES_IN_A_ROW == 0)
+        errors = {"failed": RuntimeError("broke"), "no memory": MemoryError(), "dies": SystemExit("broke")}
         for caller in self.all:
             if outcome != "computed" and batch & set(caller.numbers):
                 caller.failed = True
-        engine.let(errors[outcome])
+        engine.let(errors.get(outcome))
         self.spin(lambda: len(self.recorder.batches) + self.recorder.failures > done)
         self.settle()
 
@@ -247,8 +256,13 @@ class BatcherMachine(RuleBasedStateMachine):
             elif isinstance(error, DeadlineExceeded):
                 assert caller.deadline is not None
                 assert not caller.claimed, "once its compute has begun, it is finished"
+            elif isinstance(error, Unavailable):
+                assert not self.alive
+            elif isinstance(error, InternalError):
+                assert caller.failed
             else:
-                assert (caller.bad and isinstance(error, ValueError)) or caller.failed
+                assert caller.bad
+                assert isinstance(error, ValueError)
 
     def teardown(self) -> None:
         try:
@@ -274,7 +288,7 @@ class BatcherMachine(RuleBasedStateMachine):
         def still() -> bool:
             with self.batcher._changed:
                 live = any(not request.done and request.unclaimed for _, _, request in self.batcher._queue)
-                return not self.batcher._ringing and (not live or all(engine.inside for engine in self.engines))
+                return not self.batcher._ringing and (not live or all(engine.inside for engine in self.alive))
 
         self.spin(still)
         self.spin(still)  # what the engines' threads had handed to the loop by then is done now

@@ -14,6 +14,27 @@ def test_nothing_is_too_late_before_anything_was_measured() -> None:
     assert pace.room_in(1) == 1.0
 
 
+def test_a_batch_of_a_new_size_may_be_measured_while_another_thread_looks() -> None:
+    """The engine's thread compares the sizes; here the event loop comes in between, each time."""
+    pace, new = Pace(1), iter(range(1000, 2000))
+
+    class Size(int):
+        def __ge__(self, other: int) -> bool:
+            pace.measured(1, next(new), 0.1)
+            return int(self) >= other
+
+    for size in range(20):
+        pace.measured(1, Size(size), 0.1)
+    assert pace.too_late(0.05, 10)
+    assert not pace.too_late(0.15, 10)
+
+
+def test_a_batch_that_took_no_time_by_the_clock_is_measured_all_the_same() -> None:
+    pace = Pace(1)
+    pace.measured(1, 1, 0.0)
+    assert pace.room_in(1) > 0
+
+
 def test_what_waits_counts_with_a_margin() -> None:
     pace = Pace(1)
     for _ in range(5):
