@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from service import folders
@@ -14,7 +14,7 @@ READY, LOADING, UNLOADING, UNAVAILABLE = "READY", "LOADING", "UNLOADING", "UNAVA
 @dataclass(frozen=True)
 class VersionState:
     name: str
-    version: int
+    version: int  # 0: of the model as a whole, none of whose versions is known
     state: str
     reason: str = ""
 
@@ -27,39 +27,62 @@ class Catalogue:
         self._repository = repository
         self._states: dict[tuple[str, int], VersionState] = {}
         self._config_errors: dict[str, str] = {}
+        self._listing = folders.Listing()
 
+    @property
     def present(self) -> set[str]:
-        """The models that are in the folder now."""
-        return folders.model_names(self._repository)
+        """The models that were in the folder at the last look."""
+        return set(self._listing.versions)
+
+    @property
+    def problems(self) -> dict[str, str]:
+        """Entries of the folder that could not be read at the last look, by name, and why."""
+        return self._listing.problems
+
+    @property
+    def known(self) -> set[str]:
+        """The models that are, or may be, in the folder, or were in service when they left it."""
+        return {name for name, _ in self._states} | self.problems.keys()
+
+    def versions(self, name: str) -> list[int]:
+        """Those of a model that were in the folder at the last look, ascending."""
+        return self._listing.versions.get(name, [])
 
     def look(self) -> Iterable[tuple[str, int]]:
         """Note the versions in the folder that nothing is known of yet, and forget those that are gone.
 
-        Returns (model, version) of all that is known now.
+        Returns (model, version) of all that is known now. Raises OSError when the folder itself cannot be read; what
+        was known stays.
         """
-        root = self._repository
-        there = {(name, version) for name in self.present() for version in folders.model_versions(root / name)}
+        self._listing = folders.listing(self._repository)
+        there = {(name, version) for name, versions in self._listing.versions.items() for version in versions}
         for name, version in there - self._states.keys():
             self.note(name, version, UNAVAILABLE, "not loaded")
         for key in self._states.keys() - there:
             if self._states[key].state == UNAVAILABLE:
                 del self._states[key]
+        for name in self._config_errors.keys() - self.present:
+            del self._config_errors[name]
         return self._states.keys()
 
     def note(self, name: str, version: int, state: str, reason: str = "") -> None:
         self._states[name, version] = VersionState(name, version, state, reason)
 
-    def state(self, name: str, version: int) -> VersionState | None:
-        return self._states.get((name, version))
+    def annotate(self, name: str, version: int, reason: str) -> None:
+        """Give another reason for the state that a version is in."""
+        if (state := self._states.get((name, version))) is not None and state.reason != reason:
+            self._states[name, version] = replace(state, reason=reason)
 
     def not_ready(self, name: str, version: int) -> VersionState | None:
-        """A version that a request for `name` (empty: any) and `version` (0: any) may mean, and that is not ready."""
-        known = [
-            state
-            for state in self._states.values()
-            if state.state != READY and version in (0, state.version) and name in ("", state.name)
+        """The highest version that a request for `name` and `version` (0: any) may mean, and that is not ready."""
+        numbers = [
+            number
+            for (model, number), state in self._states.items()
+            if model == name and version in (0, number) and state.state != READY
         ]
-        return known[-1] if known else None
+        if numbers:
+            return self._states[name, max(numbers)]
+        return VersionState(name, 0, UNAVAILABLE, self.problems[name]) if name in self.problems else None
 
     def config_failed(self, name: str, message: str) -> bool:
         """The model's config.toml is wrong, as `message` says; returns whether that is new."""
@@ -71,17 +94,19 @@ class Catalogue:
         """The model's config.toml is right."""
         self._config_errors.pop(name, None)
 
-    def wrong_configs(self) -> set[str]:
-        """The models whose config.toml is wrong."""
-        return set(self._config_errors)
-
     def index(self) -> list[VersionState]:
-        """Every version, by name and number; the reason that a wrong config.toml gives goes before others."""
-        return [
+        """Every version, by name and number; the reason that a wrong config.toml gives goes before others.
+
+        An entry that could not be read and of which no version is known has one row, without a version.
+        """
+        versions = [
             state if state.state == READY or state.name not in self._config_errors
-            else VersionState(state.name, state.version, state.state, self._config_errors[state.name])
+            else replace(state, reason=self._config_errors[state.name])
             for _, state in sorted(self._states.items())
         ]  # fmt: skip
+        names = {one.name for one in versions}
+        unread = [VersionState(name, 0, UNAVAILABLE, why) for name, why in self.problems.items() if name not in names]
+        return sorted([*versions, *unread], key=lambda one: (one.name, one.version))
 
     def states(self) -> list[tuple[str, int, str]]:
         """(model, version, state) of every version that was there at the last look. From any thread."""

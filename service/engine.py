@@ -100,8 +100,12 @@ class Engine:
         return Outputs(probabilities[:count], logits[:count])
 
     def close(self) -> None:
-        """Let the session and its memory go, whoever still holds this engine. Nothing can be computed any more."""
-        del self._run, self._buffer
+        """Let the session and its memory go, whoever still holds this engine. Nothing can be computed any more.
+
+        To close it again changes nothing.
+        """
+        self._run = _Closed()
+        self._buffer = np.empty((0, *self.image_shape), np.uint8)
 
     def warm_up(self) -> None:
         """Run every landmark, so that no caller waits for a provider to compile or tune for its shape."""
@@ -147,6 +151,15 @@ class Engine:
                 f"golden outputs differ by {difference:.2g} on {self.provider} in {self.precision};"
                 f" at most {TOLERANCE[self.precision]:.2g} is allowed"
             )
+
+
+class _Closed:
+    """The runner of an engine that is closed."""
+
+    warm_up_runs = 0
+
+    def __call__(self, _images: Pixels, /) -> tuple[Floats, Floats]:
+        raise EngineError("the engine is closed")
 
 
 def _buckets(provider: str, most: int, wanted: Sequence[int]) -> tuple[tuple[int, ...], tuple[int, ...]]:

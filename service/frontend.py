@@ -72,8 +72,12 @@ class Frontend:
         name: str,
         version: int,
         work: Callable[[ServedModel, Timing], Awaitable[_Reply]],
+        field: str = "model",
     ) -> _Reply | status_pb2.Status:
-        """The reply that `work` gives with the model, or the status that the request fails with; counted either way."""
+        """The reply that `work` gives with the model, or the status that the request fails with; counted either way.
+
+        `field` is what the request calls the model's name.
+        """
         started, timing = time.monotonic(), Timing()
         if self._tracing is not None:
             timing.trace = self._tracing.request(context.invocation_metadata() or ())
@@ -81,7 +85,8 @@ class Frontend:
         code = grpc.StatusCode.CANCELLED
         try:
             header = self.repository.sticky_header(name)
-            model = self.repository.find(name, version, _metadata(context, header) if header else None)
+            sticky = _metadata(context, header) if header else None
+            model = self.repository.find(name, version, sticky, field)
             reply = await work(model, timing)
             code = grpc.StatusCode.OK
             return reply

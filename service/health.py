@@ -42,9 +42,9 @@ class Health(pb_grpc.HealthServicer):
         """What a liveness probe is told. From any thread."""
         return bool(self._states[LIVENESS] == SERVING)
 
-    def serving(self, names: Iterable[str], live: bool = True) -> None:
-        """Exactly these names are SERVING; those that were and are not among them become NOT_SERVING."""
-        states = dict.fromkeys(self._states, NOT_SERVING) | dict.fromkeys(names, SERVING)
+    def serving(self, names: Iterable[str], others: Iterable[str] = (), live: bool = True) -> None:
+        """Exactly these names are SERVING; `others`, and those that were SERVING, are NOT_SERVING."""
+        states = dict.fromkeys((*self._states, *others), NOT_SERVING) | dict.fromkeys(names, SERVING)
         self._change(states | {LIVENESS: SERVING if live else NOT_SERVING})
 
     def not_serving(self) -> None:

@@ -7,9 +7,11 @@ a version carries its own labels, signature, evaluation and provenance wherever 
 from __future__ import annotations
 
 import dataclasses
+import errno
 import hashlib
 import json
 import math
+import stat
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
@@ -93,12 +95,19 @@ def read_manifest(folder: Path, content: bytes | None = None) -> Manifest:
     """
     path = folder / MANIFEST_FILE
     try:
-        document = json.loads(path.read_bytes() if content is None else content)
+        document = json.loads(read_file(path) if content is None else content)
     except FileNotFoundError:
         raise ManifestError(f"{path}: missing") from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ManifestError(f"{path}: unreadable: {error}") from None
     return _Reader(path).manifest(document)
+
+
+def read_file(path: Path) -> bytes:
+    """What is in a plain file. Raises OSError, for others too: whoever opens a named pipe may wait for ever."""
+    if not stat.S_ISREG(path.stat().st_mode):
+        raise OSError(errno.EINVAL, "is no plain file", str(path))
+    return path.read_bytes()
 
 
 def verify_files(folder: Path, manifest: Manifest, most_bytes: int | None = None) -> None:
@@ -111,22 +120,31 @@ def verify_files(folder: Path, manifest: Manifest, most_bytes: int | None = None
         raise ManifestError(f"{folder}: {size} bytes, the limit is {most_bytes} (max_model_bytes)")
     if folder.is_symlink():
         raise ManifestError(f"{folder}: is a symbolic link; a version is a plain folder")
-    for path in folder.iterdir():
+    try:
+        paths = list(folder.iterdir())
+    except OSError as error:
+        raise ManifestError(f"{folder}: {error.strerror}") from None
+    for path in paths:
         if path.is_symlink():
             raise ManifestError(f"{path}: is a symbolic link; a version holds plain files")
         if path.name not in (*manifest.files, MANIFEST_FILE, SIGNATURE_FILE):
             # A model could take its weights from it.
             raise ManifestError(f"{path}: is not in the manifest")
     for name, entry in manifest.files.items():
-        path = folder / name
-        try:
-            size = path.stat().st_size
-            if size != entry.size:
-                raise ManifestError(f"{path}: {size} bytes, the manifest says {entry.size}")
-            if file_entry(path).sha256 != entry.sha256:
-                raise ManifestError(f"{path}: SHA-256 differs from the manifest's")
-        except OSError as error:
-            raise ManifestError(f"{path}: {error.strerror}") from None
+        _verify_file(folder / name, entry)
+
+
+def _verify_file(path: Path, entry: FileEntry) -> None:
+    try:
+        found = path.stat()
+        if not stat.S_ISREG(found.st_mode):
+            raise ManifestError(f"{path}: is not a plain file")
+        if found.st_size != entry.size:
+            raise ManifestError(f"{path}: {found.st_size} bytes, the manifest says {entry.size}")
+        if file_entry(path).sha256 != entry.sha256:
+            raise ManifestError(f"{path}: SHA-256 differs from the manifest's")
+    except OSError as error:
+        raise ManifestError(f"{path}: {error.strerror}") from None
 
 
 def file_entry(path: Path) -> FileEntry:

@@ -35,6 +35,7 @@ from typing import Any
 
 from service import config
 from service.config import ConfigError, Settings
+from service.manifest import read_file
 
 CONFIG_FILE = "config.toml"
 ALL = "all"
@@ -122,10 +123,10 @@ def read_model_config(folder: Path, settings: Settings) -> ModelConfig:
     """
     path = folder / CONFIG_FILE
     try:
-        document = tomllib.loads(path.read_text(encoding="utf-8"))
+        document = tomllib.loads(read_file(path).decode())
     except FileNotFoundError:
         document = {}
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ConfigError(f"{path}: {error}") from None
     return parse(document, settings, str(path))
 

@@ -41,9 +41,11 @@ class OpenInference(pb_grpc.GRPCInferenceServiceServicer):
     async def ServerReady(self, _request: pb.ServerReadyRequest, _context: _Context) -> pb.ServerReadyResponse:  # noqa: N802
         return pb.ServerReadyResponse(ready=self._frontend.repository.ready())
 
-    async def ModelReady(self, request: pb.ModelReadyRequest, _context: _Context) -> pb.ModelReadyResponse:  # noqa: N802
+    async def ModelReady(self, request: pb.ModelReadyRequest, context: _Context) -> pb.ModelReadyResponse:  # noqa: N802
         try:
             self._find(request.name, request.version)
+        except InvalidInput as error:
+            await status.abort(context, status.from_error(error))
         except ServiceError:
             return pb.ModelReadyResponse(ready=False)
         return pb.ModelReadyResponse(ready=True)
@@ -77,7 +79,8 @@ class OpenInference(pb_grpc.GRPCInferenceServiceServicer):
     async def ModelStatistics(  # noqa: N802
         self, request: pb.ModelStatisticsRequest, context: _Context
     ) -> pb.ModelStatisticsResponse:
-        served = [await self._find_or_abort(request, context)] if request.name else self._frontend.repository.models()
+        one = request.name or request.version
+        served = [await self._find_or_abort(request, context)] if one else self._frontend.repository.models()
         return pb.ModelStatisticsResponse(model_stats=[messages.statistics_of(model) for model in served])
 
     async def ModelInfer(self, request: pb.ModelInferRequest, context: _Context) -> pb.ModelInferResponse:  # noqa: N802
@@ -107,7 +110,7 @@ class OpenInference(pb_grpc.GRPCInferenceServiceServicer):
         return pb.RepositoryIndexResponse(
             models=[
                 pb.RepositoryIndexResponse.ModelIndex(
-                    name=one.name, version=str(one.version), state=one.state, reason=one.reason
+                    name=one.name, version=str(one.version or ""), state=one.state, reason=one.reason
                 )
                 for one in self._frontend.repository.index()
                 if one.state == READY or not request.ready
@@ -120,7 +123,7 @@ class OpenInference(pb_grpc.GRPCInferenceServiceServicer):
         try:
             self._refuse_with_workers("loaded")
             await self._frontend.repository.load(request.model_name, _override(request.parameters))
-        except (ServiceError, LoadError) as error:
+        except Exception as error:
             await status.abort(context, status.from_error(_as_answer(error)))
         return pb.RepositoryModelLoadResponse()
 
@@ -132,7 +135,7 @@ class OpenInference(pb_grpc.GRPCInferenceServiceServicer):
             if self._frontend.settings.model_control != "explicit":
                 raise Unavailable("models are unloaded only with --model-control explicit")
             await self._frontend.repository.unload(request.model_name)
-        except ServiceError as error:
+        except Exception as error:
             await status.abort(context, status.from_error(error))
         return pb.RepositoryModelUnloadResponse()
 
@@ -145,7 +148,7 @@ class OpenInference(pb_grpc.GRPCInferenceServiceServicer):
             )
 
     def _find(self, name: str, version: str) -> ServedModel:
-        return self._frontend.repository.find(name, _version(version))
+        return self._frontend.repository.find(name, _version(version), field="name")
 
     async def _find_or_abort(self, request: Any, context: _Context) -> ServedModel:
         try:
@@ -165,7 +168,7 @@ class OpenInference(pb_grpc.GRPCInferenceServiceServicer):
             version = _version(request.model_version)
         except ModelNotFound as error:
             return status.from_error(error)
-        return await self._frontend.answer(context, request.model_name, version, work)
+        return await self._frontend.answer(context, request.model_name, version, work, "model_name")
 
     async def _infer(
         self, model: ServedModel, timing: Timing, request: pb.ModelInferRequest, deadline: float | None
@@ -213,9 +216,9 @@ def _override(parameters: Any) -> dict[str, Any] | None:
     return dict(document)
 
 
-def _as_answer(error: ServiceError | LoadError) -> ServiceError:
+def _as_answer(error: Exception) -> Exception:
     """What a caller is told of a failed load: a wrong configuration is its own doing, the rest is the repository's."""
-    if isinstance(error, ServiceError):
+    if not isinstance(error, LoadError):
         return error
     return InvalidInput("parameters", str(error)) if error.reason == "config" else Unavailable(str(error))
 

@@ -24,7 +24,7 @@ class Runner(Protocol):
     # Runs of a shape until it is as fast as it gets.
     warm_up_runs: int
 
-    def __call__(self, images: Pixels) -> tuple[Floats, Floats]: ...
+    def __call__(self, images: Pixels, /) -> tuple[Floats, Floats]: ...
 
 
 class HostRunner:

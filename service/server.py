@@ -105,12 +105,15 @@ class Server:
         waits: dict[asyncio.Task[Any], str] = {asyncio.create_task(stop.wait()): ""}
         if self._shares_port:  # no liveness probe asks one of several workers
             waits[asyncio.create_task(self._engine_lost.wait())] = "an engine is lost"
+        own = {self._grpc_ended: "gRPC has ended by itself"}
+        if self._looking is not None:
+            own[self._looking] = "looking into the model repository has ended by itself"
         try:
-            done, _ = await asyncio.wait({*waits, self._grpc_ended}, return_when=asyncio.FIRST_COMPLETED)
+            done, _ = await asyncio.wait({*waits, *own}, return_when=asyncio.FIRST_COMPLETED)
         finally:
             for task in waits:
                 task.cancel()
-        return min(waits.get(task, "gRPC has ended by itself") for task in done)
+        return min((waits | own)[task] for task in done)
 
     async def stop(self, lame_duck_seconds: float = 0.0) -> None:
         """Drain: report NOT_SERVING, wait the lame-duck time, refuse new calls, answer every accepted one.
@@ -194,16 +197,22 @@ class Server:
 
     async def _keep_looking(self) -> None:
         """Look into the repository when asked, and by the clock. Publishing is one rename: there is no half state."""
-        seconds = self.settings.poll_seconds if self.settings.model_control == "poll" else None
+        failed = ""
         while True:
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(seconds):
+            # Without polling, the clock counts as long as a model is missing that should be served.
+            by_clock = self.settings.model_control == "poll" or self.repository.missing
+            with contextlib.suppress(TimeoutError):  # of the wait
+                async with asyncio.timeout(self.settings.poll_seconds if by_clock else None):
                     await self.look_again.wait()
+            asked = self.look_again.is_set()
             self.look_again.clear()
             try:
-                await self.repository.refresh()
-            except OSError as error:  # unreadable for now: what is served goes on
-                log.error("cannot look into the model repository: %s", error)
+                await self.repository.refresh(asked)
+                failed = ""
+            except Exception as error:  # a fault of ours: what is served goes on, and so does looking
+                if repr(error) != failed:
+                    log.exception("the look into the model repository failed")
+                failed = repr(error)
 
     def _report(self) -> None:
         """Tell the health service what is ready."""
@@ -211,7 +220,7 @@ class Server:
             return
         whole = ("", *SERVICES) if self.repository.ready() else ()
         lost = self.repository.lost()
-        self._health.serving((*whole, *self.repository.names()), live=not lost)
+        self._health.serving((*whole, *self.repository.names()), self.repository.known(), live=not lost)
         if lost:
             self._engine_lost.set()
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from service import cpu, providers, signing
+from service import cpu, folders, providers, signing
 from service.batching import Batcher
 from service.cache import ResponseCache
 from service.config import ConfigError
@@ -48,6 +48,21 @@ class Loaded:
     manifest: Manifest
     engines: tuple[Engine, ...]
     compute: Compute
+    fingerprint: object  # of the folder, before it was read
+
+    @property
+    def title(self) -> str:
+        return f"{self.manifest.name} version {self.manifest.version}"
+
+    def describe(self) -> str:
+        """Provider, precision and accuracy, for the log."""
+        engine = self.engines[0]
+        return f"{engine.provider}, {engine.precision}, accuracy {self.manifest.evaluation['accuracy']:.4f}"
+
+    def close(self) -> None:
+        """Give the memory back of what did not get into service."""
+        for engine in self.engines:
+            engine.close()
 
 
 class ServedModel:
@@ -61,6 +76,10 @@ class ServedModel:
         self.engine = loaded.engines[0]
         self._engines = loaded.engines
         self.compute = loaded.compute
+        self.fingerprint = loaded.fingerprint  # of the files that it was loaded from
+        self.altered: object = None  # the fingerprint of other files that have taken their place; None: none have
+        self._closed = False
+        self._drift_images = 0  # the size of the window that was made last, or that could not be made
         self.metrics: VersionMetrics = metrics.version(self.manifest.name, self.manifest.version, self.manifest.labels)
         self.batcher = Batcher(
             loaded.engines,
@@ -91,10 +110,6 @@ class ServedModel:
             f" on {self.engine.provider}, {self.engine.precision}"
         )
 
-    def describe(self) -> str:
-        """Provider, precision and accuracy, for the log."""
-        return f"{self.engine.provider}, {self.engine.precision}, accuracy {self.manifest.evaluation['accuracy']:.4f}"
-
     @property
     def _computed_by(self) -> tuple[str, str, str]:
         return self.engine.provider, self.engine.precision, self.compute.provider
@@ -115,16 +130,23 @@ class ServedModel:
         if config.cache_bytes != (self.cache.limit if self.cache else 0):
             self.cache = cache = ResponseCache(config.cache_bytes) if config.cache_bytes else None
             self.metrics.watch_cache((lambda: cache.bytes) if cache else None)
-        if self.drift is None or self.drift.size != config.drift_images:
+        if self._drift_images != config.drift_images:
+            self._drift_images = config.drift_images
             self.drift = _drift_window(self.manifest, config.drift_images)
             if self.drift is not None:
                 self.metrics.watch_drift(self.drift.class_index, self.drift.confidence_index)
 
     async def close(self, replaced: bool) -> None:
         """Refuse what is new, finish what is admitted, and give the memory back, even if a request or a list still
-        holds this. `replaced`: the same version is served by another object.
+        holds this. `replaced`: the same version is served by another object. To close it again only waits.
         """
-        await self.batcher.close()
+        try:
+            await self.batcher.close()
+        except Exception:
+            log.exception("%s: its batcher has failed", self.title)
+        if self._closed:
+            return
+        self._closed = True
         for engine in self._engines:
             engine.close()
         self.cache = None
@@ -155,6 +177,7 @@ def load(folder: Path, name: str, version: int, compute: Compute) -> Loaded:
 
     Blocks for as long as that takes. Raises LoadError.
     """
+    fingerprint = folders.fingerprint(folder)
     try:
         key = compute.model_public_key
         manifest = read_manifest(folder, signing.signed_manifest(folder, Path(key)) if key else None)
@@ -170,7 +193,18 @@ def load(folder: Path, name: str, version: int, compute: Compute) -> Loaded:
                 })  # fmt: skip
     except (ManifestError, EngineError, PrecisionError, KeyFileError) as error:
         raise LoadError(f"{name} version {version} is not served: {error}", REASONS[type(error)]) from error
-    return Loaded(manifest, engines, compute)
+    return Loaded(manifest, engines, compute, fingerprint)
+
+
+def holds(folder: Path, manifest: Manifest) -> bool:
+    """Whether the folder holds the files that `manifest` was read with. Hashes all of them."""
+    try:
+        if read_manifest(folder) != manifest:
+            return False
+        verify_files(folder, manifest)
+    except (ManifestError, OSError):
+        return False
+    return True
 
 
 def open_engine(folder: Path, manifest: Manifest, compute: Compute) -> Engine:

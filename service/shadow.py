@@ -9,10 +9,14 @@ import numpy as np
 
 from service.errors import ServiceError
 from service.images import Pixels
+from service.manifest import Manifest
 from service.runners import Floats
 from service.serving import ServedModel
 
 log = logging.getLogger(__name__)
+
+# Labels in an error message: so many, and so many characters of each.
+_MOST_LABELS, _LABEL_CHARACTERS = 4, 40
 
 
 class Shadow:
@@ -39,21 +43,35 @@ class Shadow:
             task.cancel()
 
 
+def unfit(shadow: Manifest, primary: Manifest) -> str:
+    """Why answers of `shadow` cannot be compared with those of `primary`; an empty text when they can.
+
+    Both need the same labels, in any order, and take images of the same shape.
+    """
+    names = f"{shadow.name}: version {shadow.version} cannot be the shadow of version {primary.version}"
+    if shadow.image_shape != primary.image_shape:
+        own, other = ("x".join(map(str, one.image_shape)) for one in (shadow, primary))
+        return f"{names}: it takes images of {own}, the other of {other}. Name another shadow in config.toml"
+    if odd := sorted(set(shadow.labels) ^ set(primary.labels)):
+        some = ", ".join(repr(label[:_LABEL_CHARACTERS]) for label in odd[:_MOST_LABELS])
+        more = f" and {len(odd) - _MOST_LABELS} more" if len(odd) > _MOST_LABELS else ""
+        return f"{names}: only one of them has the labels {some}{more}. Name another shadow in config.toml"
+    return ""
+
+
 async def _compare(shadow: ServedModel, primary: ServedModel, images: Pixels, expected: Floats) -> None:
     try:
         with shadow.batcher.admit(len(images)) as admitted:
             found = (await admitted.compute(images)).probabilities
+        if shadow.manifest.labels != primary.manifest.labels:
+            found, expected = _by_label(shadow, found), _by_label(primary, expected)
+        agreeing = int((found.argmax(axis=1) == expected.argmax(axis=1)).sum())
+        shadow.metrics.shadowed(agreeing, (np.abs(found - expected).sum(axis=1) / 2).tolist())
     except ServiceError:
         shadow.metrics.shadow_shed(len(images))
-        return
     except Exception:
         log.exception("the shadow %s failed", shadow.title)
         shadow.metrics.shadow_shed(len(images))
-        return
-    if shadow.manifest.labels != primary.manifest.labels:
-        found, expected = _by_label(shadow, found), _by_label(primary, expected)
-    agreeing = int((found.argmax(axis=1) == expected.argmax(axis=1)).sum())
-    shadow.metrics.shadowed(agreeing, (np.abs(found - expected).sum(axis=1) / 2).tolist())
 
 
 def _by_label(model: ServedModel, probabilities: Floats) -> Floats:

@@ -17,7 +17,7 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
-from service.manifest import MANIFEST_FILE, SIGNATURE_FILE, ManifestError
+from service.manifest import MANIFEST_FILE, SIGNATURE_FILE, ManifestError, read_file
 
 
 class KeyFileError(ValueError):
@@ -41,8 +41,8 @@ def signed_manifest(folder: Path, key: Path) -> bytes:
     if not isinstance(loaded, Ed25519PublicKey):
         raise KeyFileError(f"{key}: is no Ed25519 public key")
     try:
-        content = (folder / MANIFEST_FILE).read_bytes()
-        given = base64.b64decode((folder / SIGNATURE_FILE).read_bytes(), validate=False)
+        content = read_file(folder / MANIFEST_FILE)
+        given = base64.b64decode(read_file(folder / SIGNATURE_FILE), validate=False)
         loaded.verify(given, content)
     except FileNotFoundError as error:
         raise ManifestError(f"{error.filename}: missing; this server serves signed versions only") from None
