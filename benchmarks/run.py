@@ -200,7 +200,7 @@ class Benchmark:
         """Seconds until it was ready, and its levels. Raises Missing."""
         images = np.random.default_rng(1).integers(0, 256, (32, *self.shape), np.uint8)
         model, port, threads = self.file(precision), self.options.port, self.options.threads
-        session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
+        session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"], enable_fallback=False)
         expected = session.run(["probabilities"], {"image": images[:1]})[0]
         log = self.folder / f"{peer.name}.log"
         with peer_process.running(peer, model, images[:1], expected, threads, port, log) as (pid, ready):

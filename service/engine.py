@@ -26,7 +26,14 @@ _TIMED_RUNS = 2
 
 
 class EngineError(RuntimeError):
-    """The model does not load, has another signature than a classifier, or gives wrong answers here."""
+    """The model does not load, has another signature than a classifier, or gives wrong answers here.
+
+    `absent`: only because the provider is not installed, or has no device on this machine.
+    """
+
+    def __init__(self, message: str, *, absent: bool = False) -> None:
+        super().__init__(message)
+        self.absent = absent
 
 
 @dataclass(frozen=True)
@@ -61,7 +68,7 @@ class Engine:
         try:
             session = providers.open_session(model, wanted)
         except providers.ProviderError as error:
-            raise EngineError(str(error)) from error
+            raise EngineError(str(error), absent=isinstance(error, providers.ProviderAbsent)) from error
         self.precision = precision
         self.provider = providers.NAMES[provider]
         self.buckets, self.landmarks = _buckets(provider, max_batch_size, buckets)

@@ -38,6 +38,12 @@ def fastest_first(manifest: Manifest, provider: str, wanted: str) -> tuple[str, 
     )
 
 
+def is_slower(precision: str, other: str, provider: str) -> bool:
+    """Whether `provider` computes in `precision` more slowly than in `other`."""
+    order = _FASTEST_FIRST[provider]
+    return precision in order and other in order and order.index(precision) > order.index(other)
+
+
 def _is_fast_here(precision: str, provider: str) -> bool:
     """Without instructions for it, a processor computes int8 and bf16 more slowly than fp32, and int8 less exactly."""
     if provider not in ("cpu", "openvino"):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import importlib
+import io
 import json
 import logging
 import os
@@ -27,6 +28,7 @@ log = logging.getLogger(__name__)
 AUTO = "auto"
 # TensorRT is left out: it builds engines for minutes, so it is taken only when it is asked for.
 AUTO_ORDER = ("cuda", "openvino", "cpu")
+FASTEST_FIRST = ("tensorrt", *AUTO_ORDER)
 NAMES = {
     "cpu": "CPUExecutionProvider",
     "cuda": "CUDAExecutionProvider",
@@ -64,6 +66,11 @@ class Wanted:
     threads: int = 1
     max_batch_size: int = 64
     options: Mapping[str, str] = field(default_factory=dict)
+
+
+def key(name: str) -> str:
+    """The key in NAMES of a provider that ONNX Runtime names `name`."""
+    return next(key for key, value in NAMES.items() if value == name)
 
 
 def open_session(model: Path, wanted: Wanted) -> ort.InferenceSession:
@@ -228,7 +235,11 @@ def _load_cuda_libraries(name: str) -> None:
     """Load CUDA and cuDNN from their Python packages, so that no system-wide CUDA is needed."""
     if name not in ort.get_available_providers():
         raise ProviderAbsent(f"this onnxruntime has no {name}; install the extra [gpu] instead of [cpu]")
-    ort.preload_dlls()
+    # It prints what it does not find to standard output, where our own output is read by programs.
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
+        ort.preload_dlls()
+    if missing := " ".join(printed.getvalue().split()):
+        log.warning("%s: %s", name, missing)
 
 
 def _session(model: Path, options: ort.SessionOptions, providers: list[Any] | None = None) -> ort.InferenceSession:

@@ -10,6 +10,7 @@ from service import folders, memory
 from service.catalogue import READY, UNAVAILABLE, UNLOADING, Catalogue, VersionState
 from service.config import ConfigError, Settings
 from service.errors import ModelNotFound, Unavailable
+from service.fallbacks import Fallbacks
 from service.loading import Loader, Override, immutable
 from service.lookup import MOST_NAMES, Lookup, shortened
 from service.manifest import MANIFEST_FILE
@@ -39,6 +40,7 @@ class Repository(Lookup):
         self._notices = self._loader.notices
         self._overrides: dict[str, Override] = {}  # in force, by model
         self._closed = False
+        self._fallbacks = Fallbacks()
         self._recovery = Recovery(self._withdraw, self._load_again, changed)
         self._changing = asyncio.Lock()
         self._changes: set[asyncio.Future[None]] = set()
@@ -288,8 +290,7 @@ class Repository(Lookup):
             elif self._recovery.is_closing(name, version):  # it broke meanwhile: recovery loads it when it is closed
                 loaded.close()
             else:
-                after[version] = ServedModel(loaded, config, self._metrics, self._recovery.broken)
-                self._catalogue.note(name, version, READY)
+                after[version] = self._made(loaded, config)
         if after:
             self._models[name] = Model(name, config, after)
             self._required.add(name)
@@ -300,6 +301,14 @@ class Repository(Lookup):
         self._changed()
         self._recovery.look_at(list(after.values()))
         return {version: served for version, served in before.items() if after.get(version) is not served}
+
+    def _made(self, loaded: Loaded, config: ModelConfig) -> ServedModel:
+        served = ServedModel(loaded, config, self._metrics, self._recovery.broken)
+        self._catalogue.note(served.manifest.name, served.manifest.version, READY)
+        if fallback := self._fallbacks.notice(loaded):
+            log.warning("fallback: %s", fallback)
+            served.metrics.fell_back(served.engine.provider, served.engine.precision)
+        return served
 
     def _discard(self, name: str, chosen: Mapping[int, Loaded | None]) -> None:
         for version, loaded in chosen.items():

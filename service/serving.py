@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -42,11 +43,37 @@ REASONS = {
 
 
 @dataclass(frozen=True)
+class PassedOver:
+    """A provider or precision that was tried before the one that computes.
+
+    `failed`: it is here and did not work; otherwise it is not installed, or has no device on this machine.
+    """
+
+    why: str
+    failed: bool
+
+
+@dataclass(frozen=True)
+class Opened:
+    """Engines that are all on one provider and in one precision, and what was passed over for it."""
+
+    engines: tuple[Engine, ...]
+    passed_over: tuple[PassedOver, ...] = ()
+
+    def log(self, title: str) -> None:
+        """Log what was passed over: as a warning where it failed."""
+        engine = self.engines[0]
+        for one in self.passed_over:
+            level = logging.WARNING if one.failed else logging.INFO
+            log.log(level, "%s is computed on %s in %s: %s", title, engine.provider, engine.precision, one.why)
+
+
+@dataclass(frozen=True)
 class Loaded:
     """A version that has passed every check, not yet serving."""
 
     manifest: Manifest
-    engines: tuple[Engine, ...]
+    opened: Opened
     compute: Compute
     fingerprint: object  # of the folder, before it was read
 
@@ -63,6 +90,10 @@ class Loaded:
         """Give the memory back of what did not get into service."""
         for engine in self.engines:
             engine.close()
+
+    @property
+    def engines(self) -> tuple[Engine, ...]:
+        return self.opened.engines
 
 
 class ServedModel:
@@ -184,16 +215,17 @@ def load(folder: Path, name: str, version: int, compute: Compute) -> Loaded:
         if (manifest.name, manifest.version) != (name, version):
             raise ManifestError(f"{folder}: the manifest is of {manifest.name} version {manifest.version}")
         verify_files(folder, manifest, compute.max_model_bytes)
-        engines = tuple(open_engine(folder, manifest, compute) for _ in range(compute.instances))
+        opened = open_engines(folder, manifest, compute)
+        opened.log(f"{name} version {version}")
         if compute.target_latency:
-            for engine in engines:
+            for engine in opened.engines:
                 engine.time_buckets()
                 log.info("%s version %d: milliseconds a batch: %s", name, version, {
                     bucket: round(seconds * 1e3, 2) for bucket, seconds in engine.bucket_seconds.items()
                 })  # fmt: skip
     except (ManifestError, EngineError, PrecisionError, KeyFileError) as error:
         raise LoadError(f"{name} version {version} is not served: {error}", REASONS[type(error)]) from error
-    return Loaded(manifest, engines, compute, fingerprint)
+    return Loaded(manifest, opened, compute, fingerprint)
 
 
 def holds(folder: Path, manifest: Manifest) -> bool:
@@ -208,24 +240,47 @@ def holds(folder: Path, manifest: Manifest) -> bool:
 
 
 def open_engine(folder: Path, manifest: Manifest, compute: Compute) -> Engine:
-    """The engine of the best provider and, there, of the fastest precision that gives the golden answers.
+    """One engine, as of open_engines; what was passed over is logged."""
+    opened = open_engines(folder, manifest, dataclasses.replace(compute, instances=1))
+    opened.log(f"{manifest.name} version {manifest.version}")
+    (engine,) = opened.engines
+    return engine
+
+
+def open_engines(folder: Path, manifest: Manifest, compute: Compute) -> Opened:
+    """All instances, on the best provider and, there, in the fastest precision in which each gives the golden answers.
 
     Raises EngineError when there is none, PrecisionError when the one asked for has not passed its gates.
     """
-    problems: list[str] = []
+    passed_over: list[PassedOver] = []
     for provider in providers.AUTO_ORDER if compute.provider == providers.AUTO else (compute.provider,):
-        here: list[str] = []
-        for precision in fastest_first(manifest, provider, compute.precision):
+        precisions = fastest_first(manifest, provider, compute.precision)
+        if not precisions:
+            passed_over.append(PassedOver(f"none of its precisions is for provider {provider}", failed=False))
+        for precision in precisions:
             try:
-                engine = _open_in(folder, manifest, compute, provider, precision)
+                return Opened(_open_all_in(folder, manifest, compute, provider, precision), tuple(passed_over))
             except EngineError as error:
-                here.append(str(error))
-                continue
-            for problem in here:
-                log.warning("%s version %d in %s only: %s", manifest.name, manifest.version, precision, problem)
-            return engine
-        problems += here or [f"none of its precisions is for provider {provider}"]
-    raise EngineError("; ".join(dict.fromkeys(problems)))
+                passed_over.append(PassedOver(str(error), failed=not error.absent))
+                if error.absent:
+                    break
+    raise EngineError("; ".join(dict.fromkeys(one.why for one in passed_over)))
+
+
+def _open_all_in(
+    folder: Path, manifest: Manifest, compute: Compute, provider: str, precision: str
+) -> tuple[Engine, ...]:
+    engines: list[Engine] = []
+    try:
+        for _ in range(compute.instances):
+            engines.append(_open_in(folder, manifest, compute, provider, precision))  # noqa: PERF401 - close() needs them
+    except EngineError as error:
+        for engine in engines:
+            engine.close()
+        if engines:
+            raise EngineError(f"instance {len(engines) + 1} of {compute.instances}: {error}") from error
+        raise
+    return tuple(engines)
 
 
 def _open_in(folder: Path, manifest: Manifest, compute: Compute, provider: str, precision: str) -> Engine:

@@ -55,6 +55,11 @@ class VersionFamilies:
             "model_info", "1 for each version that is served: what computes it, and the provider setting (asked).",
             "provider", "precision", "asked",
         )  # fmt: skip
+        self.fallbacks = self._counter(
+            "fallbacks",
+            "Loads that fell back to a slower provider or precision, which these labels name; the log says why.",
+            "provider", "precision",
+        )  # fmt: skip
 
     def _counter(self, name: str, documentation: str, *labels: str) -> Counter:
         return self._families.counter(f"cifarserve_{name}", documentation, *VERSION, *labels)
@@ -94,6 +99,11 @@ class VersionMetrics:
 
     def serving(self, provider: str, precision: str, asked: str) -> None:
         self._families.model_info.labels(*self._labels, provider, precision, asked).set(1)
+        self._families.fallbacks.labels(*self._labels, provider, precision)  # begins at 0
+
+    def fell_back(self, provider: str, precision: str) -> None:
+        """A load of it ended on this provider and precision, where a better one was to be expected."""
+        self._families.fallbacks.labels(*self._labels, provider, precision).inc()
 
     def retired(self, provider: str, precision: str, asked: str) -> None:
         self._families.model_info.remove(*self._labels, provider, precision, asked)

@@ -21,7 +21,9 @@ class Engine:
     def __init__(self) -> None:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = THREADS
-        self._session = onnxruntime.InferenceSession(MODEL, options, providers=["CPUExecutionProvider"])
+        self._session = onnxruntime.InferenceSession(
+            MODEL, options, providers=["CPUExecutionProvider"], enable_fallback=False
+        )
         for size in (1, MAX_BATCH):
             self.run(np.zeros((size, HEIGHT, WIDTH, CHANNELS), np.uint8))
 

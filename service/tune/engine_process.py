@@ -33,8 +33,7 @@ def present(job: dict[str, Any]) -> dict[str, Any]:
     """What the settings as they are come to: every file verified, the provider and precision of `auto` found."""
     loaded = load(Path(job["folder"]), job["name"], job["version"], _compute(job["compute"]))
     engine = loaded.engines[0]
-    provider = next(key for key, name in providers.NAMES.items() if name == engine.provider)
-    return {"provider": provider, "precision": engine.precision, "onnxruntime": ort.__version__}
+    return {"provider": providers.key(engine.provider), "precision": engine.precision, "onnxruntime": ort.__version__}
 
 
 def curve(job: dict[str, Any]) -> dict[str, Any]:
