@@ -28,6 +28,7 @@ class Catalogue:
         self._states: dict[tuple[str, int], VersionState] = {}
         self._config_errors: dict[str, str] = {}
         self._listing = folders.Listing()
+        self._overruled: dict[str, tuple[str, ...]] = {}
 
     @property
     def present(self) -> set[str]:
@@ -90,9 +91,11 @@ class Catalogue:
         self._config_errors[name] = message
         return new
 
-    def config_read(self, name: str) -> None:
-        """The model's config.toml is right."""
+    def config_read(self, name: str, overruled: Iterable[str]) -> list[str]:
+        """The model's config.toml is right; returns which of the lines of `overruled` are new since the last read."""
         self._config_errors.pop(name, None)
+        before, self._overruled[name] = self._overruled.get(name, ()), tuple(overruled)
+        return [line for line in self._overruled[name] if line not in before]
 
     def index(self) -> list[VersionState]:
         """Every version, by name and number; the reason that a wrong config.toml gives goes before others.

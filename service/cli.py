@@ -6,6 +6,8 @@ import argparse
 import asyncio
 import dataclasses
 import json
+import logging
+import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -17,6 +19,8 @@ from rich.table import Table
 if TYPE_CHECKING:
     from service.config import Settings
     from service.workers import Started
+
+log = logging.getLogger(__name__)
 
 USAGE_ERROR = 2  # as argparse
 
@@ -42,6 +46,9 @@ def _parser() -> argparse.ArgumentParser:
 
     serve = commands.add_parser("serve", help="serve the models of a repository over gRPC")
     config.add_flags(serve)
+    serve.add_argument(
+        "--print-settings", action="store_true", help="print each setting with its value and source, and serve nothing"
+    )
     serve.set_defaults(func=_serve)
 
     classify = commands.add_parser("classify", help="ask a server what pictures show")
@@ -79,7 +86,11 @@ def _serve(options: argparse.Namespace) -> int:
 
     try:
         settings = config.load(vars(options))
+        if options.print_settings:
+            return _print_settings(settings)
         logs.configure(settings.log_level, settings.log_format)
+        if ignored := config.injected(os.environ):
+            log.info("not settings, but of Kubernetes for a Service, and ignored: %s", ", ".join(ignored))
         security.require_safe(settings)
         security.certificates(settings)
         security.guard(settings, lambda *_: None)
@@ -107,6 +118,14 @@ def _serve(options: argparse.Namespace) -> int:
     except asyncio.CancelledError:
         return workers.leave(_fail("stopped by a second signal; calls that were not done are lost"))
     return workers.leave(0)
+
+
+def _print_settings(settings: Settings) -> int:
+    from service import shown_settings
+
+    for line in shown_settings.lines(settings):
+        print(line)
+    return 0
 
 
 def _serve_here(settings: Settings, announce: Callable[[Started], None]) -> None:

@@ -1,4 +1,7 @@
-"""Every setting of the server, in one typed place: defaults < file < environment < command line.
+"""Every setting of the server, in one typed place, with the source of each value.
+
+A flag goes before the environment, that before a model's config.toml (`service.model_config`), that before
+cifarserve.toml, that before the default.
 
 The field `max_batch_size` is `max_batch_size = 64` in cifarserve.toml, `CIFARSERVE_MAX_BATCH_SIZE=64` in the
 environment and `--max-batch-size 64` on the command line. A wrong value is reported with the place it came from.
@@ -8,8 +11,10 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import difflib
 import json
 import os
+import re
 import tomllib
 import typing
 from collections.abc import Mapping
@@ -125,6 +130,9 @@ class Settings:
         0.0, "share of the requests that get a line in the log; all do with log_level debug", least=0.0, most=1.0
     )
 
+    # Where each value is from: a flag, a variable, or the path of the file. What is not in it is a default.
+    sources: Mapping[str, str] = field(default_factory=dict, compare=False, repr=False)
+
     def __post_init__(self) -> None:
         if self.max_images_per_request > self.max_queue_images:
             raise ConfigError("max_images_per_request: must not be above max_queue_images")
@@ -133,10 +141,23 @@ class Settings:
         if self.tls_client_ca and not self.tls_certificate:
             raise ConfigError("tls_client_ca: needs tls_certificate and tls_key")
 
+    def overruling(self, name: str) -> str:
+        """The flag or variable that set `name`, and so goes before a model's config.toml; empty: neither did."""
+        source = self.sources.get(name, "")
+        return source if source in (flag(name), variable(name)) else ""
 
-FIELDS = {field.name: field for field in dataclasses.fields(Settings)}
+
+FIELDS = {field.name: field for field in dataclasses.fields(Settings) if "help" in field.metadata}
 TYPES: dict[str, Any] = typing.get_type_hints(Settings)
 TUPLE = tuple[str, ...]
+# What Kubernetes sets for a Service named cifarserve, or cifarserve-something: CIFARSERVE_SERVICE_HOST,
+# CIFARSERVE_SERVICE_PORT_GRPC, CIFARSERVE_PORT_8001_TCP_ADDR; and CIFARSERVE_PORT=tcp://10.0.0.1:8001.
+_SERVICE_LINK = re.compile(
+    rf"{ENVIRONMENT_PREFIX}(\w+_)?(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)"
+)
+_SERVICE_ADDRESS = re.compile(r"(tcp|udp|sctp)://")
+# Names of the prefix that are read by others: the project's tests.
+_NO_SETTINGS = {"CIFARSERVE_TEST_DATA"}
 _SWITCH = {"true": True, "1": True, "false": False, "0": False}
 
 
@@ -167,22 +188,52 @@ def load(flags: Mapping[str, Any], environment: Mapping[str, str] | None = None)
     Raises ConfigError naming the source and the key.
     """
     environment = os.environ if environment is None else environment
-    values = _from_file(flags.get("config"))
+    _refuse_unknown(environment)
+    values, path = _from_file(flags.get("config"))
+    sources = dict.fromkeys(values, str(path))
     for name in FIELDS:
-        variable = ENVIRONMENT_PREFIX + name.upper()
-        if variable in environment:
-            values[name] = _parse(name, environment[variable], variable)
-    values |= {name: _parse(name, flags[name], flag(name)) for name in FIELDS if name in flags}
-    return Settings(**values)
+        if (key := variable(name)) in environment and not _is_injected(key, environment[key]):
+            values[name], sources[name] = _parse(name, environment[key], key), key
+    for name in FIELDS:
+        if name in flags:
+            values[name], sources[name] = _parse(name, flags[name], flag(name)), flag(name)
+    return Settings(**values, sources=sources)
 
 
 def from_json(text: str) -> Settings:
     """The settings that dataclasses.asdict gave, through JSON. Raises ConfigError."""
-    return Settings(**{name: check_setting(name, value, name) for name, value in json.loads(text).items()})
+    document = json.loads(text)
+    sources = document.pop("sources", {})
+    return Settings(**{name: check_setting(name, value, name) for name, value in document.items()}, sources=sources)
+
+
+def injected(environment: Mapping[str, str]) -> list[str]:
+    """Variables of our prefix that Kubernetes sets in every pod for a Service named cifarserve; they are ignored."""
+    ours = (name for name in environment if name.startswith(ENVIRONMENT_PREFIX))
+    return sorted(name for name in ours if _is_injected(name, environment[name]))
 
 
 def flag(name: str) -> str:
     return "--" + name.replace("_", "-")
+
+
+def variable(name: str) -> str:
+    return ENVIRONMENT_PREFIX + name.upper()
+
+
+def _is_injected(name: str, value: str) -> bool:
+    return bool(_SERVICE_LINK.fullmatch(name) or (name.endswith("_PORT") and _SERVICE_ADDRESS.match(value)))
+
+
+def _refuse_unknown(environment: Mapping[str, str]) -> None:
+    for key in sorted(environment):
+        name = key.removeprefix(ENVIRONMENT_PREFIX)
+        if name == key or key in _NO_SETTINGS or _is_injected(key, environment[key]):
+            continue
+        if key not in map(variable, FIELDS):
+            near = difflib.get_close_matches(name.lower(), FIELDS, 1)
+            hint = f"did you mean {variable(near[0])}?" if near else "unset it, or see `cifarserve serve --help`"
+            raise ConfigError(f"{key}: there is no such setting; {hint}")
 
 
 def _metavar(name: str) -> str:
@@ -191,10 +242,11 @@ def _metavar(name: str) -> str:
     return "LIST" if TYPES[name] == TUPLE else TYPES[name].__name__
 
 
-def _from_file(given: Path | None) -> dict[str, Any]:
+def _from_file(given: Path | None) -> tuple[dict[str, Any], Path]:
+    """The values in the file of settings, and its path."""
     path = given or DEFAULT_FILE
     if given is None and not path.exists():
-        return {}
+        return {}, path
     try:
         document = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
@@ -203,7 +255,7 @@ def _from_file(given: Path | None) -> dict[str, Any]:
     for name in document:
         if name not in FIELDS:
             raise ConfigError(f"{path}: {name}: there is no such setting")
-    return {name: check_setting(name, value, f"{path}: {name}") for name, value in document.items()}
+    return {name: check_setting(name, value, f"{path}: {name}") for name, value in document.items()}, path
 
 
 def _parse(name: str, text: str, source: str) -> Any:

@@ -42,12 +42,17 @@ class Loader:
         self.notices = Notices()
 
     def read_config(self, name: str, override: Override | None) -> ModelConfig:
-        """The model's configuration, whose versions are all there. Raises ConfigError."""
+        """The model's configuration, whose versions are all there. Raises ConfigError.
+
+        A key that a flag or a variable overrules is an error in an override, for its caller.
+        """
         folder = self._settings.model_repository / name
         config, source = read_model_config(folder, self._settings), str(folder / CONFIG_FILE)
         if override is not None:
             source = f"load parameters of {name}"
             config = parse(override, self._settings, source)
+            for line in config.overruled.values():
+                raise ConfigError(f"{line}; leave it out, or start the server without that")
         for version in (*config.extra_versions, *config.versions.specific):
             if version not in self._catalogue.versions(name):
                 raise ConfigError(f"{source}: version {version} is not in the repository")

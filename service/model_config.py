@@ -9,7 +9,7 @@ keep_versions = 5               # delete older folders that are not served; 0 ke
 cache_bytes = 0                 # remember answers by their pixels, up to this size
 instances = 1                   # engines that share the queue
 drift_images = 4096             # size of the sliding window that is compared with the test split
-provider = "cpu"                # these, when given, replace the server's own settings
+provider = "cpu"                # these go before cifarserve.toml and the defaults; a flag or a variable before them
 precision = "fp32"
 threads = 2
 max_batch_size = 32
@@ -25,6 +25,7 @@ provider_options = { use_tf32 = 1 }  # the provider's own, by its names: see doc
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 import re
 import tomllib
@@ -35,7 +36,8 @@ from typing import Any
 
 from service import config
 from service.config import ConfigError, Settings
-from service.manifest import read_file
+from service.manifest import PRECISIONS, read_file
+from service.precisions import FASTEST_FIRST
 
 CONFIG_FILE = "config.toml"
 ALL = "all"
@@ -103,6 +105,8 @@ class ModelConfig:
     keep_versions: int = 0
     cache_bytes: int = 0
     drift_images: int = 4096
+    # Keys of config.toml that do not hold, each with the flag or variable that goes before it, in words.
+    overruled: Mapping[str, str] = field(default_factory=dict)
 
     def compute_of(self, version: int) -> Compute:
         """What the engines of `version` are made with: the shadow gets one thread, and that of the lowest priority."""
@@ -121,28 +125,41 @@ def read_model_config(folder: Path, settings: Settings) -> ModelConfig:
 
     Raises ConfigError naming the file and the key.
     """
+    return parse(read_document(folder), settings, str(folder / CONFIG_FILE))
+
+
+def read_document(folder: Path) -> dict[str, Any]:
+    """What config.toml in `folder` says, as it is; nothing without a file. Raises ConfigError."""
     path = folder / CONFIG_FILE
     try:
         document = tomllib.loads(read_file(path).decode())
     except FileNotFoundError:
-        document = {}
+        return {}
     except (OSError, ValueError, RecursionError) as error:
         raise ConfigError(f"{path}: {error}") from None
-    return parse(document, settings, str(path))
+    document.pop(config.TUNED, None)
+    return document
 
 
 def parse(document: Mapping[str, Any], settings: Settings, source: str) -> ModelConfig:
-    """As read_model_config, from a parsed document that came from `source`."""
+    """As read_model_config, from a parsed document that came from `source`.
+
+    A flag or a variable goes before the same key of the document: see `ModelConfig.overruled`.
+    """
     values = {name: value for name, value in document.items() if name != config.TUNED}
-    compute = {name: getattr(settings, name) for name in _OVERRIDES}
-    for name in _OVERRIDES:
-        if name in values:
-            compute[name] = config.check_setting(name, values.pop(name), f"{source}: {name}")
+    said = {
+        name: config.check_setting(name, values.pop(name), f"{source}: {name}") for name in _OVERRIDES if name in values
+    }
+    buckets_said = _buckets(values.pop("buckets", []), f"{source}: buckets")
+    options_said = _options(values.pop("provider_options", {}), f"{source}: provider_options")
+    chosen, overruled = _in_force({**said, "buckets": buckets_said, "provider_options": options_said}, settings)
+    buckets, options = chosen.pop("buckets"), chosen.pop("provider_options")
+    compute = {name: getattr(settings, name) for name in _OVERRIDES} | chosen
     instances = _whole(values.pop("instances", 1), f"{source}: instances", least=1, most=64)
-    options = _options(values.pop("provider_options", {}), f"{source}: provider_options")
     if options and compute["provider"] == "auto":
         raise ConfigError(f"{source}: provider_options: need a provider to be named, not auto")
-    buckets = _buckets(values.pop("buckets", []), f"{source}: buckets", compute["max_batch_size"])
+    for size in buckets:
+        _whole(size, f"{source}: buckets", least=1, most=compute["max_batch_size"])
     fields: dict[str, Any] = {}
     for name, value in values.items():
         if name not in _READERS:
@@ -157,10 +174,44 @@ def parse(document: Mapping[str, Any], settings: Settings, source: str) -> Model
         model_public_key=settings.model_public_key,
         max_model_bytes=settings.max_model_bytes,
     )
-    result = ModelConfig(compute=made, **fields)
+    result = ModelConfig(
+        compute=made, overruled={name: f"{source}: {name}: {why}" for name, why in overruled.items()}, **fields
+    )
     if result.shadow and result.shadow in result.traffic:
         raise ConfigError(f"{source}: shadow: version {result.shadow} cannot also be in traffic")
     return result
+
+
+def _in_force(said: Mapping[str, Any], settings: Settings) -> tuple[dict[str, Any], dict[str, str]]:
+    """What holds of `said`, keys of config.toml, and of each other key why it does not.
+
+    A key goes with what it was said for: when a flag or a variable names another provider, its options, its buckets,
+    and a precision that the other does not compute in are left out; so are buckets above another max_batch_size.
+    """
+    kept, overruled = dict(said), {}
+
+    def leave_out(name: str, why: str) -> None:
+        kept.pop(name, None)
+        overruled[name] = f"{json.dumps(said[name])} {why}"
+
+    by = {name: f"{by} {getattr(settings, name)}" for name in _OVERRIDES if (by := settings.overruling(name))}
+    for name in (name for name in by if name in said):
+        kept.pop(name)
+        if said[name] != getattr(settings, name):
+            leave_out(name, f"is overruled by {by[name]}")
+    if "provider" in overruled:
+        why = f"is left out: it is for provider {said['provider']}, and {by['provider']} goes before that"
+        for name in ("provider_options", "buckets"):
+            if said[name]:
+                leave_out(name, why)
+        if kept.get("precision", "auto") not in ("auto", *FASTEST_FIRST.get(settings.provider, PRECISIONS)):
+            leave_out("precision", why)
+    elif "max_batch_size" in by:
+        fitting = tuple(size for size in said["buckets"] if size <= settings.max_batch_size)
+        if fitting != said["buckets"]:
+            leave_out("buckets", f"is left out above {by['max_batch_size']}")
+            kept["buckets"] = fitting
+    return {"buckets": (), "provider_options": {}, **kept}, overruled
 
 
 def pinned(current: ModelConfig, versions: tuple[int, ...]) -> ModelConfig:
@@ -215,10 +266,10 @@ def _traffic(value: Any, source: str) -> dict[int, float]:
     return shares
 
 
-def _buckets(value: Any, source: str, most: int) -> tuple[int, ...]:
+def _buckets(value: Any, source: str) -> tuple[int, ...]:
     if not isinstance(value, list):
         raise ConfigError(f"{source}: must be a list of batch sizes, is {value!r}")
-    return tuple(_whole(size, source, least=1, most=most) for size in value)
+    return tuple(_whole(size, source, least=1) for size in value)
 
 
 def _options(value: Any, source: str) -> dict[str, str]:

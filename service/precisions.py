@@ -10,7 +10,7 @@ from service import cpu
 from service.manifest import Manifest
 
 AUTO = "auto"
-_FASTEST_FIRST = {
+FASTEST_FIRST = {
     "cpu": ("int8", "fp32"),
     "openvino": ("int8", "bf16", "fp32"),
     "cuda": ("fp16", "fp32"),
@@ -33,14 +33,14 @@ def fastest_first(manifest: Manifest, provider: str, wanted: str) -> tuple[str, 
         return (wanted,)
     return tuple(
         precision
-        for precision in _FASTEST_FIRST[provider]
+        for precision in FASTEST_FIRST[provider]
         if precision in manifest.compute_precisions and _is_fast_here(precision, provider)
     )
 
 
 def is_slower(precision: str, other: str, provider: str) -> bool:
     """Whether `provider` computes in `precision` more slowly than in `other`."""
-    order = _FASTEST_FIRST[provider]
+    order = FASTEST_FIRST[provider]
     return precision in order and other in order and order.index(precision) > order.index(other)
 
 

@@ -231,7 +231,8 @@ class Repository(Lookup):
         except ConfigError as error:
             return [self._loader.config_failed(name, str(error), trial)]
         if not trial:
-            self._catalogue.config_read(name)
+            for line in self._catalogue.config_read(name, config.overruled.values()):
+                log.warning("%s", line)
         chosen, failures = await self._load_regular(name, config)
         kept = self._served(name).keys() - {config.shadow} if failures else set()
         unfit = self._loader.unfit_shadow(name, config, {**dict.fromkeys(kept), **chosen})

@@ -75,10 +75,10 @@ def test_a_version_in_a_slower_precision_than_the_one_before_it_is_a_fallback(
         async with repository_of(tmp_path) as (repository, metrics):
             assert counted(metrics) == {}
             publish_fp32(tmp_path, 2)
-            assert await repository.refresh() == []
+            assert await repository.refresh(asked=True) == []
             assert counted(metrics) == {("colours", "2", CPU, "fp32"): 1}
             publish_fp32(tmp_path, 3)
-            assert await repository.refresh() == []
+            assert await repository.refresh(asked=True) == []
             assert counted(metrics) == {("colours", "2", CPU, "fp32"): 1}, "version 3 is as version 2"
 
     asyncio.run(run())
@@ -117,7 +117,7 @@ def test_what_was_asked_for_is_no_fallback(tmp_path: Path, caplog: pytest.LogCap
             config = tmp_path / "colours" / "config.toml"
             for precision in ("fp32", "int8", "auto", "fp32"):
                 config.write_text(f'precision = "{precision}"\n')
-                assert await repository.refresh() == []
+                assert await repository.refresh(asked=True) == []
             assert counted(metrics) == {}
 
     asyncio.run(run())
@@ -133,9 +133,9 @@ def test_going_back_to_a_version_as_it_was_is_no_fallback(tmp_path: Path, caplog
             (second := publish(tmp_path / "staged")).rename(tmp_path / "colours" / "2")
             colour_model.edit_manifest(tmp_path / "colours" / "2", version=2)
             assert second.name == "1"
-            assert await repository.refresh() == []
+            assert await repository.refresh(asked=True) == []
             (tmp_path / "colours" / "config.toml").write_text("versions = [1]\n")
-            assert await repository.refresh() == []
+            assert await repository.refresh(asked=True) == []
             assert repository.versions("colours") == [1]
             assert counted(metrics) == {}
 
@@ -236,7 +236,7 @@ def test_a_version_that_openvino_does_not_take_after_one_that_it_took_is_a_fallb
             assert repository.models()[0].engine.provider == NAMES["openvino"]
             assert counted(metrics) == {}
             publish_for_the_cpu_alone(tmp_path, 2)
-            assert await repository.refresh() == []
+            assert await repository.refresh(asked=True) == []
             assert counted(metrics) == {("colours", "2", CPU, "fp32"): 1}
 
     asyncio.run(run())
