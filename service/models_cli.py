@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import sys
 from pathlib import Path
@@ -34,9 +35,16 @@ def add_models(commands: Any) -> None:
     compare = actions.add_parser("compare", help="two published versions side by side, with a test of the difference")
     _add_comparison(compare)
     compare.set_defaults(func=_compare)
-    verify = actions.add_parser("verify", help="check the files of published versions, and run their golden inputs")
+    verify = actions.add_parser(
+        "verify",
+        help="check the files of published versions, and run their golden inputs as a server with these settings would",
+    )
     verify.add_argument("name", nargs="?", help="the model, or name:version (default: all)")
-    verify.add_argument("--public-key", default="", help="PEM file with the Ed25519 key that they must be signed with")
+    verify.add_argument(
+        "--public-key",
+        default="",
+        help="PEM file with the Ed25519 key that they must be signed with (default: as in the settings)",
+    )
     verify.set_defaults(func=_verify)
     sign = actions.add_parser("sign", help="sign a published version, for servers that ask for it")
     sign.add_argument("name", help="name:version")
@@ -150,10 +158,9 @@ def _compare(options: argparse.Namespace) -> int:
 
 
 def _verify(options: argparse.Namespace) -> int:
-    from service import serving
-    from service.config import Settings
+    from service import config, serving
     from service.folders import model_names, model_versions
-    from service.model_config import parse
+    from service.model_config import read_model_config
 
     name, _, version = (options.name or "").partition(":")
     found = [
@@ -164,12 +171,19 @@ def _verify(options: argparse.Namespace) -> int:
     ]
     if not found:
         return _fail(f"{options.models}: no {f'version {options.name}' if options.name else 'version of any model'}")
-    compute = parse({}, Settings(model_public_key=options.public_key), "settings").compute
+    try:
+        settings = config.load({})
+    except config.ConfigError as error:
+        return _fail(str(error))
+    if options.public_key:
+        settings = dataclasses.replace(settings, model_public_key=options.public_key)
     status = 0
     for one, number in found:
         try:
+            compute = read_model_config(options.models / one, settings).compute
+            compute = dataclasses.replace(compute, instances=1, target_latency=0.0)
             loaded = serving.load(options.models / one / str(number), one, number, compute)
-        except serving.LoadError as error:
+        except (serving.LoadError, config.ConfigError) as error:
             status = _fail(str(error))
             continue
         engine, passed = loaded.engines[0], ", ".join(loaded.manifest.compute_precisions)

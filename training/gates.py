@@ -6,6 +6,7 @@ here would take.
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,9 +14,10 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from service import config
 from service.engine import Engine, EngineError
 from service.manifest import Manifest
-from service.model_config import Compute
+from service.model_config import Compute, read_model_config
 from service.serving import open_engine
 from training.datasets import LabelledImages
 from training.errors import GateRefused, TrainingError
@@ -28,10 +30,6 @@ from training.publish import describe
 from training.significance import mcnemar, wilson_interval
 
 ROUNDS = 7
-_ALL_CORES = Compute(
-    provider="auto", precision="auto", threads=0, max_batch_size=BATCH, max_queue_delay=0.0, target_latency=0.0,
-    max_queue_images=BATCH, max_queue_bytes=1 << 30, instances=1,
-)  # fmt: skip
 # Accuracies are counts over n: a margin given in decimals must not fail on their binary tails.
 _ROUNDING = 1e-9
 
@@ -75,8 +73,9 @@ def judge(
     manifest, folder = served
     _require_comparable(model, manifest)
     try:
-        ours = open_engine(run, describe(model, exported, manifest.name), _ALL_CORES)
-        theirs = open_engine(folder, manifest, _ALL_CORES)
+        compute = _as_served(folder.parent)
+        ours = open_engine(run, describe(model, exported, manifest.name), compute)
+        theirs = open_engine(folder, manifest, compute)
     except (EngineError, ValueError) as error:
         raise TrainingError(f"the two versions cannot be compared: {error}") from error
     new = load_predictions(run / PREDICTIONS_FILE)
@@ -86,6 +85,15 @@ def judge(
     verdicts.append(_class_regression(new, old, title, model.spec.classes, limits.max_class_regression))
     verdicts.append(_slowdown(ours, theirs, title, test, limits.max_slowdown))
     return verdicts
+
+
+def _as_served(model: Path) -> Compute:
+    """What a server here computes the model in this folder with, but in the batches of the comparison.
+
+    Raises ConfigError.
+    """
+    compute = read_model_config(model, config.load({})).compute
+    return dataclasses.replace(compute, max_batch_size=BATCH, buckets=())
 
 
 def require(verdicts: list[Verdict]) -> None:

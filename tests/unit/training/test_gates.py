@@ -12,7 +12,7 @@ import pytest
 from service.manifest import Manifest
 from tests.unit.training.conftest import FinishedRun
 from training import gates, predictions, publish
-from training.errors import GateRefused
+from training.errors import GateRefused, TrainingError
 from training.gates import Limits, Verdict
 from training.predictions import PREDICTIONS_FILE, Predictions
 
@@ -65,6 +65,18 @@ def test_an_equal_model_passes_with_no_margin_at_all(run: FinishedRun, served: t
     assert list(verdicts) == ["accuracy", "calibration", "parity", "regression", "class regression", "latency"]
     assert refused(verdicts) == []
     assert "p 1)" in verdicts["regression"].message
+
+
+def test_both_are_timed_as_a_server_with_these_settings_computes(
+    run: FinishedRun, served: tuple[Manifest, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CIFARSERVE_PROVIDER", "cpu")
+    (served[1].parent / "config.toml").write_text('provider = "tensorrt"\nprecision = "fp32"\n')
+    message = judge(run, served)["latency"].message
+    assert "in fp32 on CPUExecutionProvider" in message
+    monkeypatch.delenv("CIFARSERVE_PROVIDER")
+    with pytest.raises(TrainingError, match=r"cannot be compared: .*TensorrtExecutionProvider"):
+        judge(run, served)
 
 
 def test_accuracy_is_refused_below_its_limit_and_shown_with_its_interval(run: FinishedRun) -> None:
