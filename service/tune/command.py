@@ -9,6 +9,7 @@ import shlex
 import signal
 import sys
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 
 from rich.console import Console
@@ -94,7 +95,10 @@ class _Tuning:
         self._say(f"what was measured: {self.page_file}")
         if not self.findings.reached(verdict.winner):
             return _fail(f"{self.goal.objective} holds with no settings that were tried", 1)
-        self._write(verdict.winner, now)
+        if verdict.winner == now:
+            self._say("the present settings stay: no file of settings is written")
+        else:
+            self._write(verdict.winner, now)
         return 0
 
     async def _find(self) -> None:
@@ -150,14 +154,22 @@ class _Tuning:
         self._say(f"written: {self.config_file}")
         if self.config_file != self.present.config_file:
             self._say(f"`cifarserve serve` reads it as {self.present.config_file}")
-        if values := files.server_keys(winner, now):
+        values = files.server_keys(winner, now)
+        if values:
             self._write_server(values)
+        self._warn_of_variables(keys | values)
+
+    def _warn_of_variables(self, written: Mapping[str, object]) -> None:
+        """Say which of the keys that were written do not hold, as a variable goes before them."""
+        settings = self.present.settings
+        for name, value in written.items():
+            source = settings.overruling(name) if name in config.FIELDS else ""
+            if source and getattr(settings, name) != value:
+                line = f"{name} = {files.toml(value)}"
+                self._say(f"{source} is set, and goes before the file: `{line}` has no effect until it is gone")
 
     def _write_server(self, values: dict[str, int]) -> None:
         path, line = self.settings_file, "".join(f"{name} = {value}" for name, value in values.items())
-        variable = f"{config.ENVIRONMENT_PREFIX}WORKERS"
-        if variable in os.environ:
-            self._say(f"{variable} is set, and goes before the file: `{line}` has no effect until it is gone")
         if path.exists() and not self.force:
             self._say(f"{path} is there already and stays as it is (--force changes it): write `{line}` in it")
             return

@@ -16,7 +16,7 @@ def add_tune(commands: Any) -> None:
     parser = commands.add_parser(
         "tune", help="find the settings with which this machine serves a model best",
         description="Measure what this machine does with other settings, and write those that are certainly better.",
-        epilog="Exit status: 0 done, the files are written (with the present settings if nothing is certainly better); "
+        epilog="Exit status: 0 done: the files are written, or stay as they are if nothing is certainly better; "
         "1 it could not be done, or no setting holds the objective; 2 asked for wrongly, or a file is there already; "
         "130 interrupted: what was measured is printed, and nothing written.",
     )  # fmt: skip

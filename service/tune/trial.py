@@ -163,8 +163,8 @@ class Trials:
         text = files.rewritten(present.config_text, keys, (*files.MODEL_KEYS, "cache_bytes"))
         (self._model / model_config.CONFIG_FILE).write_text(text, encoding="utf-8")
         model_config.write_pin(self._model, present.version)
-        settings = dataclasses.asdict(_private(present.settings, self._repository)) | {"workers": candidate.workers}
-        lines = [f"{name} = {files.toml(value)}" for name, value in settings.items()]
+        private = dataclasses.replace(_private(present.settings, self._repository), workers=candidate.workers)
+        lines = [f"{name} = {files.toml(getattr(private, name))}" for name in config.FIELDS]
         self._settings_file.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
     def _last_words(self) -> str:

@@ -60,8 +60,9 @@ def left_behind(out: Path) -> list[str]:
 def test_what_is_written_is_what_is_served(models: Path, tmp_path: Path) -> None:
     folder = colour_model.publish(models)
     add_int8_that_answers_otherwise(folder)
-    (models / "colours" / "config.toml").write_text("# ours\nkeep_versions = 3\nthreads = 1\n")
-    done = tune(models, tmp_path, *QUICK, "--force")
+    # So slow that something else is certainly better.
+    (models / "colours" / "config.toml").write_text("# ours\nkeep_versions = 3\nthreads = 1\nmax_queue_delay = 0.2\n")
+    done = tune(models, tmp_path, *QUICK, "--minutes", 1, "--force")
     assert done.returncode == 0, done.stderr + done.stdout
     written = models / "colours" / "config.toml"
     document = tomllib.loads(written.read_text())
@@ -90,6 +91,20 @@ def test_what_is_written_is_what_is_served(models: Path, tmp_path: Path) -> None
         assert answer.best.label == "red"
         assert client.models()[0].precision == "fp32"
     assert not left_behind(tmp_path)
+
+
+def test_present_settings_that_are_kept_are_not_written(models: Path, tmp_path: Path) -> None:
+    colour_model.publish(models)
+    text = "# ours\nthreads = 1\n"
+    (models / "colours" / "config.toml").write_text(text)
+    # Too short for finals, without which nothing takes the place of what there is.
+    done = tune(models, tmp_path, *QUICK, "--minutes", 0.01, "--force")
+    assert done.returncode == 0, done.stderr + done.stdout
+    assert "Keep the present settings" in done.stdout
+    assert "no file of settings is written" in done.stdout
+    assert (models / "colours" / "config.toml").read_text() == text
+    assert not (tmp_path / "cifarserve.toml").exists()
+    assert (tmp_path / "tune.html").exists()
 
 
 def test_an_objective_that_nothing_holds_writes_no_settings(models: Path, tmp_path: Path) -> None:
