@@ -125,6 +125,7 @@ class ServedModel:
         )
         self.cache: ResponseCache | None = None
         self.drift: DriftWindow | None = None
+        self._drift_images = 0  # as last configured
         self.adopt(config)
         self.metrics.watch_queue(loaded.compute.max_queue_images, self.batcher.oldest_seconds)
         self.metrics.serving(*self._computed_by)
@@ -308,13 +309,12 @@ def _open_in(folder: Path, manifest: Manifest, compute: Compute, provider: str, 
 def _drift_window(manifest: Manifest, images: int) -> DriftWindow | None:
     if not manifest.baseline:
         return None
+    title = f"{manifest.name} version {manifest.version}"
     try:
-        return DriftWindow(manifest, images)
+        window = DriftWindow(manifest, images)
     except (KeyError, TypeError, ValueError) as error:
-        log.warning(
-            "%s version %d: drift is not measured: its baseline is not usable: %r",
-            manifest.name,
-            manifest.version,
-            error,
-        )
+        log.warning("%s: drift is not measured: its baseline is not usable: %r", title, error)
         return None
+    for problem in window.problems():
+        log.warning("%s: %s", title, problem)
+    return window

@@ -25,7 +25,7 @@ BIAS = np.array([0, 0, 0, 3, -3], np.float32)
 BASELINE = {
     "class_distribution": dict.fromkeys(LABELS, 1 / len(LABELS)),
     "confidence_edges": [0.0, 0.5, 1.0],
-    "confidence_counts": [50, 50],
+    "confidence_counts": [5000, 5000],
 }
 
 

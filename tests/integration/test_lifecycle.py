@@ -19,6 +19,7 @@ from cifarserve.v1 import classifier_pb2_grpc as pb_grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from tritonclient.utils import InferenceServerException
 
+from service import health
 from service.client import Client, ClientError, Options
 from service.manifest import GOLDEN_FILE, MODEL_FILE
 from tests import colour_model
@@ -436,7 +437,7 @@ def test_drift_is_quiet_on_what_the_model_was_tested_on_and_rises_when_inputs_sh
     counts, edges = np.histogram(probabilities.max(axis=1), bins=20, range=(0, 1))
     baseline = {
         "class_distribution": dict(zip(colour_model.LABELS, shares.tolist(), strict=True)),
-        "confidence_counts": counts.tolist(),
+        "confidence_counts": (20 * counts).tolist(),  # as of a test split that is large enough for 20 bins
         "confidence_edges": edges.tolist(),
     }
     colour_model.publish(models, baseline=baseline)
@@ -456,6 +457,19 @@ def test_drift_is_quiet_on_what_the_model_was_tested_on_and_rises_when_inputs_sh
             client.classify([colour_model.plain((250, 5, 5))] * 128)
         assert drift("class") > 0.25
         assert drift("confidence") > 0.25
+
+
+def test_why_drift_is_not_measured_is_logged_once_and_not_at_every_look(models: Path, tmp_path: Path) -> None:
+    colour_model.publish(models, baseline=colour_model.BASELINE)
+    colour_model.publish(models, name="other", baseline={"class_distribution": {}})
+    configure(models, "drift_images = 100\n")
+    with serving(models, tmp_path / "log", *POLL) as server:
+        for number in range(3):  # each is found by another look
+            colour_model.publish(models, name=f"z{number}")
+            until(lambda number=number: health.check(server.target, f"z{number}", 10) == "SERVING")
+        log = server.log.read_text()
+    assert log.count("drift of classes is not measured: 5 bins need a window of 196 images, drift_images is 100") == 1
+    assert log.count("other version 1: drift is not measured: its baseline is not usable") == 1
 
 
 def test_the_cache_answers_what_it_has_seen_and_stays_in_its_bound(models: Path, tmp_path: Path) -> None:
