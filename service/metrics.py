@@ -131,11 +131,11 @@ class Metrics:
 
     def _fill_predicted(self, family: CounterMetricFamily) -> None:
         for key, predictions in list(self._predictions.items()):
-            for label, images in zip(predictions.labels, predictions.classes.tolist(), strict=True):
+            for label, images in zip(predictions.labels, predictions.by_class(), strict=True):
                 family.add_metric((*key, label), images)
 
     def _fill_confidence(self, family: HistogramMetricFamily) -> None:
         bounds = [*map(str, CONFIDENCES), "+Inf"]
         for key, predictions in list(self._predictions.items()):
-            counts = predictions.confidences.cumsum().tolist()
-            family.add_metric(key, list(zip(bounds, counts, strict=True)), predictions.confidence_sum)
+            counts, total = predictions.by_confidence()
+            family.add_metric(key, list(zip(bounds, counts, strict=True)), total)

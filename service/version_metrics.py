@@ -75,7 +75,11 @@ class VersionFamilies:
 
 
 class VersionMetrics:
-    """The metrics of one version with its labels already looked up. A `batching.BatchObserver`."""
+    """The metrics of one version with its labels already looked up. A `batching.BatchObserver`.
+
+    `statistics` and the look-up of codes belong to the event loop. What other threads call (`queue_changed`,
+    `left_queue`, `dropped`) touches only Prometheus' own objects, which have locks.
+    """
 
     def __init__(self, families: VersionFamilies, model: str, version: str, predictions: Predictions) -> None:
         labels = (model, version)
