@@ -48,6 +48,15 @@ SERVICES = (
 HEALTH_NAME = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
 
 
+class _Executor(ThreadPoolExecutor):
+    """The event loop's own, for asyncio.to_thread. What still runs there when the loop ends, such as the loading of a
+    model, does not keep it: nobody waits for that any more. See workers.leave.
+    """
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:  # noqa: ARG002
+        super().shutdown(wait=False, cancel_futures=True)
+
+
 class Lost(StartError):
     """Only a new process can go on: an engine of a worker is lost, or gRPC has ended by itself."""
 
@@ -139,7 +148,8 @@ class Server:
         if self._grpc_ended is not None:  # not cancelled: what it waits for is what gRPC's own stop waits for
             await asyncio.wait({self._grpc_ended})
             self._grpc_ended.exception()
-        self._decoders.shutdown()
+        # Not waited for: a picture may take any time, and nobody waits for it any more. See workers.leave.
+        self._decoders.shutdown(wait=False, cancel_futures=True)
         if self._tracing is not None:
             await asyncio.to_thread(self._tracing.close)
         if self._http is not None:
@@ -229,6 +239,7 @@ def serve(settings: Settings, started: Callable[[Server], None]) -> None:
     """Run `run` on an event loop of its own."""
     memory.bound()
     with asyncio.Runner(loop_factory=new_loop) as runner:
+        runner.get_loop().set_default_executor(_Executor(thread_name_prefix="work"))
         runner.run(run(settings, started))
 
 

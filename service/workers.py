@@ -38,6 +38,7 @@ log = logging.getLogger(__name__)
 
 _FIRST_DELAY, _LONGEST_DELAY = 0.1, 30.0  # seconds before a restart: doubled at each death in a row
 _HEALTHY_SECONDS = 60.0  # a worker that lived so long died of something new
+_LEAVE_SECONDS = 0.5  # for threads that are at work when the process is to end
 _LOOK_SECONDS = 2.0  # so much of what a killed worker had counted may be missing in the sums
 
 
@@ -253,15 +254,23 @@ def stop_when_input_ends() -> None:
 
 
 def leave(status: int) -> int:
-    """The exit status. If an engine is at a batch still, which nobody waits for any more, the process ends here: when
-    Python ends by itself, it waits for such threads as long as they take.
+    """The exit status. Python's own end waits for threads that are at work as long as they take: for an engine's batch,
+    a picture that is being decoded, a model that is being loaded. Nobody waits for those any more, so if it takes
+    longer than _LEAVE_SECONDS the process ends at once.
     """
-    if any(thread.name.startswith("engine_") for thread in threading.enumerate()):
-        log.warning("an engine is still at work on a batch that nobody waits for")
-        logging.shutdown()
-        sys.stdout.flush()
-        os._exit(status)
+    guard = threading.Timer(_LEAVE_SECONDS, _end, (status,))
+    guard.daemon = True
+    guard.start()
     return status
+
+
+def _end(status: int) -> None:
+    main = threading.main_thread()
+    if busy := sorted(thread.name for thread in threading.enumerate() if thread is not main and not thread.daemon):
+        log.warning("the process ends although nobody waits for what these threads do: %s", ", ".join(busy))
+    logging.shutdown()
+    sys.stdout.flush()
+    os._exit(status)
 
 
 def main() -> int:
