@@ -5,16 +5,14 @@ from __future__ import annotations
 import argparse
 import asyncio
 import dataclasses
-import json
 import logging
 import os
 import sys
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rich.console import Console
-from rich.table import Table
+from service import terminal
+from service.terminal import fail as _fail
 
 if TYPE_CHECKING:
     from service.config import Settings
@@ -27,6 +25,7 @@ USAGE_ERROR = 2  # as argparse
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit status: 0 done, 1 it failed, 2 it was asked for wrongly, 3 a gate refused."""
+    terminal.replace_unencodable()
     options = _parser().parse_args(arguments)
     try:
         status: int = options.func(options)
@@ -37,6 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     from service import config, connection_flags
+    from service.classify_flags import add_classify
     from service.loadtest.flags import add_loadtest
     from service.models_cli import add_models
     from service.tune.flags import add_tune
@@ -51,17 +51,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     serve.set_defaults(func=_serve)
 
-    classify = commands.add_parser("classify", help="ask a server what pictures show")
-    classify.add_argument("images", nargs="+", type=Path, metavar="IMAGE", help="JPEG, PNG, WebP, BMP or GIF file")
-    classify.add_argument("--target", default="localhost:8001", help="address of the server (default: %(default)s)")
-    classify.add_argument("--model", default="", help="name of the model (default: the only one)")
-    classify.add_argument("--version", type=int, default=0, help="version of the model (default: the highest)")
-    classify.add_argument("--top-k", type=int, default=3, help="classes to show for each (default: %(default)s)")
-    classify.add_argument("--timeout", type=float, default=10.0, help="seconds to wait (default: %(default)s)")
-    classify.add_argument("--json", action="store_true", help="print JSON instead of a table")
-    connection_flags.add(classify)
-    classify.set_defaults(func=_classify)
-
+    add_classify(commands)
     add_models(commands)
 
     health = commands.add_parser("health", help="ask a server's health service; exit status 0: serving, 1: not")
@@ -146,48 +136,6 @@ def _serve_here(settings: Settings, announce: Callable[[Started], None]) -> None
         raise StartError(str(error)) from error
 
 
-def _classify(options: argparse.Namespace) -> int:
-    from service import connection_flags
-    from service.client import Client, ClientError
-
-    choice = {"model": options.model, "version": options.version, "top_k": options.top_k, "timeout": options.timeout}
-    try:
-        with Client(options.target, connection_flags.read(options)) as client:
-            predictions = client.classify(options.images, **choice)
-    except OSError as error:
-        return _fail(f"{error.filename}: {error.strerror}", USAGE_ERROR)
-    except ClientError as error:
-        return _fail(_with_file_names(error, options.images))
-    if options.json:
-        records = [
-            {
-                "image": str(path),
-                "model": prediction.model,
-                "version": prediction.version,
-                "classes": [vars(one) for one in prediction.classes],
-            }
-            for path, prediction in zip(options.images, predictions, strict=True)
-        ]
-        print(json.dumps(records, indent=2))
-        return 0
-    table = Table("image", "label", "probability", title=f"{predictions[0].model} version {predictions[0].version}")
-    for path, prediction in zip(options.images, predictions, strict=True):
-        for rank, one in enumerate(prediction.classes):
-            bar = "█" * round(20 * one.probability)
-            table.add_row(path.name if rank == 0 else "", one.label, f"{one.probability:6.1%} {bar}")
-        table.add_section()
-    Console().print(table)
-    return 0
-
-
-def _with_file_names(error: Exception, paths: Sequence[Path]) -> str:
-    """The message with images[2] replaced by the file that it was."""
-    message = str(error)
-    for index, path in enumerate(paths):
-        message = message.replace(f"images[{index}].encoded", str(path))
-    return message
-
-
 def _health(options: argparse.Namespace) -> int:
     from service import config, connection_flags, health
 
@@ -204,11 +152,6 @@ def _health(options: argparse.Namespace) -> int:
         return _fail(f"{target}: {state}")
     print(state)
     return 0
-
-
-def _fail(message: str, status: int = 1) -> int:
-    print(f"cifarserve: {message}", file=sys.stderr)
-    return status
 
 
 if __name__ == "__main__":

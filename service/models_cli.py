@@ -5,14 +5,14 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
 from service import connection_flags
+from service.terminal import Console, plain_lines
+from service.terminal import fail as _fail
 
 REFUSED = 3  # by a gate, as the training commands
 
@@ -153,7 +153,7 @@ def _compare(options: argparse.Namespace) -> int:
         print(json.dumps(side_by_side.record(found), indent=2))
         return 0
     Console().print(side_by_side.table(found))
-    print(side_by_side.outcome(found))
+    print(plain_lines(side_by_side.outcome(found)))
     return 0
 
 
@@ -211,8 +211,3 @@ def _sign(options: argparse.Namespace) -> int:
         return _fail(f"{error.filename}: {error.strerror}")
     print(f"{name} version {version}: signed")
     return 0
-
-
-def _fail(message: str, status: int = 1) -> int:
-    print(f"cifarserve: {message}", file=sys.stderr)
-    return status

@@ -29,9 +29,9 @@ BASELINE = {
 }
 
 
-def expected(images: np.ndarray, scale: float = 1.0) -> np.ndarray:
+def expected(images: np.ndarray, scale: float = 1.0, classes: int = len(LABELS)) -> np.ndarray:
     """Probabilities [n, classes] of uint8 [n, h, w, 3], computed without ONNX."""
-    logits = (images.astype(np.float64).mean(axis=(1, 2)) / 255 @ WEIGHTS + BIAS) * scale
+    logits = (images.astype(np.float64).mean(axis=(1, 2)) / 255 @ WEIGHTS[:, :classes] + BIAS[:classes]) * scale
     exponentials = np.exp(logits - logits.max(axis=1, keepdims=True))
     return exponentials / exponentials.sum(axis=1, keepdims=True)
 
@@ -48,9 +48,9 @@ def distinct(count: int) -> np.ndarray:
     return np.broadcast_to(colours[:, None, None].astype(np.uint8), (count, SIZE, SIZE, 3)).copy()
 
 
-def build(scale: float = 1.0, work: int = 0) -> onnx.ModelProto:
+def build(scale: float = 1.0, work: int = 0, classes: int = len(LABELS)) -> onnx.ModelProto:
     """The graph; `scale` sharpens its answers, `work` makes each batch cost that many 1024^3 matrix products."""
-    constants = {"weights": WEIGHTS * scale, "bias": BIAS * scale, "full": np.float32(255)}
+    constants = {"weights": WEIGHTS[:, :classes] * scale, "bias": BIAS[:classes] * scale, "full": np.float32(255)}
     nodes = [
         helper.make_node("Cast", ["image"], ["float"], to=TensorProto.FLOAT),
         helper.make_node("Div", ["float", "full"], ["scaled"]),
@@ -73,7 +73,7 @@ def build(scale: float = 1.0, work: int = 0) -> onnx.ModelProto:
         "colours",
         [helper.make_tensor_value_info("image", TensorProto.UINT8, ["n", SIZE, SIZE, 3])],
         [
-            helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n", len(LABELS)])
+            helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n", classes])
             for name in ("probabilities", "logits")
         ],
         initializers,
@@ -100,22 +100,33 @@ def _burn(work: int) -> list[onnx.NodeProto]:
 
 
 def publish(
-    repository: Path, name: str = "colours", version: int = 1, *, scale: float = 1.0, work: int = 0, **changes: object
+    repository: Path,
+    name: str = "colours",
+    version: int = 1,
+    *,
+    scale: float = 1.0,
+    work: int = 0,
+    labels: tuple[str, ...] = LABELS,
+    **changes: object,
 ) -> Path:
-    """Write a version folder as `cifarserve publish` lays it out; `changes` replace fields of the manifest."""
+    """Write a version folder as `cifarserve publish` lays it out; `changes` replace fields of the manifest.
+
+    `labels` are at most as many as LABELS, and take their places.
+    """
+    classes = len(labels)
     folder = repository / name / str(version)
     folder.mkdir(parents=True)
-    onnx.save(build(scale, work), folder / MODEL_FILE)
+    onnx.save(build(scale, work, classes), folder / MODEL_FILE)
     images = distinct(8)
-    np.savez(folder / GOLDEN_FILE, image=images, probabilities=expected(images, scale).astype(np.float32))
+    np.savez(folder / GOLDEN_FILE, image=images, probabilities=expected(images, scale, classes).astype(np.float32))
     manifest = Manifest(
         name=name,
         version=version,
         created="2026-01-01T00:00:00+00:00",
         files={file: file_entry(folder / file) for file in (MODEL_FILE, GOLDEN_FILE)},
         inputs=(TensorSpec("image", "uint8", (-1, SIZE, SIZE, 3)),),
-        outputs=tuple(TensorSpec(output, "float32", (-1, len(LABELS))) for output in ("probabilities", "logits")),
-        labels=LABELS,
+        outputs=tuple(TensorSpec(output, "float32", (-1, classes)) for output in ("probabilities", "logits")),
+        labels=labels,
         precision="fp32",
         compute_precisions=("fp32",),
         opset=18,

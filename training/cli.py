@@ -14,6 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from service.terminal import plain_lines
 from training.errors import TrainingError
 from training.lineage import LINEAGE
 from training.picture_files import DEFAULT_MAX_BROKEN
@@ -284,6 +285,6 @@ def _run(command: str, arguments: argparse.Namespace) -> int:
     try:
         {**COMMANDS, "reproduce": reproduce}[command](arguments)
     except TrainingError as error:
-        print(f"cifarserve {command}: {error}", file=sys.stderr)
+        print(f"cifarserve {command}: {plain_lines(str(error))}", file=sys.stderr)
         return error.exit_code
     return 0

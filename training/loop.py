@@ -13,11 +13,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from rich.console import Console
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 from torch.optim.swa_utils import AveragedModel, update_bn
 
+from service.terminal import Console
 from training import checkpoint, optimizers
 from training.augment import crop_and_flip, cut_out, reduce
 from training.checkpoint import EpochRecord, Position, Tensors

@@ -16,10 +16,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
-from rich.console import Console
-
 from service.folders import model_versions
 from service.manifest import Manifest, ManifestError, read_manifest
+from service.terminal import Console
 from training import checkpoint, finished, gates, stages
 from training import export as exporting
 from training import publish as publishing

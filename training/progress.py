@@ -5,9 +5,9 @@ from __future__ import annotations
 import time
 from types import TracebackType
 
-from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
+from service.terminal import Console
 from training.checkpoint import EpochRecord
 
 PLAIN_INTERVAL = 10.0  # seconds between the lines of a log

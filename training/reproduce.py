@@ -11,9 +11,9 @@ import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 
-from rich.console import Console
 from rich.table import Table
 
+from service.terminal import Console
 from training import checkpoint, finished
 from training.datasets import Dataset
 from training.errors import TrainingError

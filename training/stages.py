@@ -11,11 +11,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import torch
-from rich.console import Console
 from rich.table import Table
 
 from service import cpu
 from service.manifest import MODEL_FILE, Manifest
+from service.terminal import Console
 from training import checkpoint, finished, loop
 from training import export as exporting
 from training import publish as publishing
@@ -35,7 +35,7 @@ from training.warm_start import kept_weights
 
 
 def new_console() -> Console:
-    return Console(highlight=False, soft_wrap=True)
+    return Console(soft_wrap=True)
 
 
 def train(arguments: argparse.Namespace, console: Console) -> tuple[Path, Dataset]:
@@ -44,7 +44,7 @@ def train(arguments: argparse.Namespace, console: Console) -> tuple[Path, Datase
     max_broken = KNOWN_DATA if arguments.resume else arguments.max_broken
     dataset = read_data(*_data(arguments), recipe.image_shape, arguments.download_folder, max_broken)
     if dataset.skipped:
-        console.print(f"skipped {len(dataset.skipped)} broken pictures: {listed(dataset.skipped)}", markup=False)
+        console.print(f"skipped {len(dataset.skipped)} broken pictures: {listed(dataset.skipped)}")
     start, weights = _start(arguments, recipe, dataset)
     spec = describe_run(recipe, compute, dataset, start)
     console.print(

@@ -8,13 +8,12 @@ import contextlib
 import dataclasses
 import json
 import signal
-import sys
 import tempfile
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
+from rich.text import Text
 
 from service import connection_flags, cpu
 from service.connection import Options
@@ -24,6 +23,8 @@ from service.loadtest.objective import Objective, highest_rate
 from service.loadtest.page import page
 from service.loadtest.plan import Load, LoadTestError, Shape, Work
 from service.loadtest.server import Watch
+from service.terminal import Console, plain
+from service.terminal import fail as _fail
 
 SEARCH_STEPS = 7  # halvings of the range in which the highest rate lies
 MISSED, INTERRUPTED = 1, 130  # exit statuses: the objective, or --min-rps, was not met; SIGINT or SIGTERM
@@ -56,7 +57,7 @@ def run(options: argparse.Namespace) -> int:
 
 def _say(result: dict[str, Any], old: dict[str, Any] | None, out: Path | None) -> None:
     """Print what was found, and write it where `out` says."""
-    console = Console(soft_wrap=True, highlight=False, markup=False)
+    console = Console(soft_wrap=True)
     console.print(report.sentence(result))
     for row in report.compare(result, old) if old else ():
         console.print(f"{row['load']}: {row['ratio']:.3f} times the older ({row['low']:.3f} to {row['high']:.3f})")
@@ -81,7 +82,7 @@ class _Test:
             raise ValueError("--body is for --protocol http")
         self.processes = options.processes or max(1, cpu.usable_cores() // 2)
         self.watch = Watch(tuple(filter(None, options.metrics.split(","))), options.server_pid)
-        self.console = Console(stderr=True, soft_wrap=True, highlight=False)
+        self.console = Console(stderr=True, soft_wrap=True)
         self.levels: list[Level] = []
         self.stop = asyncio.Event()
 
@@ -104,7 +105,7 @@ class _Test:
                     raise
                 # What was measured before is kept.
                 self.levels[-1].broken = self.levels[-1].broken or f"after this: {error}"
-                self.console.print(f"ended early: {error}", markup=False)
+                self.console.print(f"ended early: {error}")
         return {
             "target": self.options.target,
             "what": what,
@@ -116,7 +117,7 @@ class _Test:
 
     async def _levels(self, work: Work, slo: Objective | None) -> dict[str, Any] | None:
         options = self.options
-        self.console.print(report.heads(), markup=False)
+        self.console.print(report.heads())
         for concurrency in options.concurrency or ([] if options.rate or slo else [1, 4, 16, 64]):
             await self.level(work, concurrency=max(1, round(concurrency)))
         for rate in options.rate or []:
@@ -177,11 +178,11 @@ class _Test:
 
             def progress(level: Level) -> None:
                 seconds = f"{level.seconds:.0f} of at most {load.seconds:g} s"
-                status.update(f"{report.line(level.to_record())}   {seconds}")
+                status.update(Text(plain(f"{report.line(level.to_record())}   {seconds}")))
 
             level = await measure(works, self.watch, progress, self.stop)
         self.levels.append(level)
-        self.console.print(report.line(level.to_record()), markup=False)
+        self.console.print(report.line(level.to_record()))
         return level
 
     async def _search(self, work: Work, slo: Objective) -> dict[str, Any]:
@@ -213,8 +214,3 @@ def _connection(options: argparse.Namespace) -> Options:
 def _to_record(options: Options) -> dict[str, Any]:
     record = dataclasses.asdict(options)
     return {name: value.decode() if isinstance(value, bytes) else value for name, value in record.items()}
-
-
-def _fail(message: str, status: int) -> int:
-    print(f"cifarserve: {message}", file=sys.stderr)  # noqa: T201
-    return status

@@ -12,8 +12,6 @@ import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
-from rich.console import Console
-from rich.markup import escape
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
@@ -24,6 +22,8 @@ from service.loadtest.objective import Objective
 from service.loadtest.plan import LoadTestError
 from service.manifest import ManifestError
 from service.model_config import CONFIG_FILE
+from service.terminal import Console, plain_lines
+from service.terminal import fail as _fail
 from service.tune import engines, files, page
 from service.tune.candidates import Candidate, Curve, structural, variants
 from service.tune.engines import Engines, EnginesFailed
@@ -113,7 +113,7 @@ class _Tuning:
             shown = bar.add_task("the settings as they are", total=self.seconds)
 
             def show(what: str) -> None:
-                bar.update(shown, completed=min(budget.spent(), self.seconds), description=escape(what))
+                bar.update(shown, completed=min(budget.spent(), self.seconds), description=what)
 
             def timed(curve: Curve) -> None:
                 self._report(f"  {'engine alone':<13} {_curve_line(curve)}")
@@ -181,12 +181,12 @@ class _Tuning:
     def _show(self) -> None:
         """What was measured of the whole server, and what was not, in the order of what it came to."""
         found, console = self.findings, Console()
-        table = Table("settings", "result", "images/s", "p50 ms", "p99 ms", "of", title=escape(self.goal.words()))
+        table = Table("settings", "result", "images/s", "p50 ms", "p99 ms", "of", title=self.goal.words())
         for candidate, results, stage in found.ranked():
             score, speed, p50, p99 = means(results)
             name = f"{candidate}{' (present)' if candidate == found.now else ''}"
             table.add_row(
-                escape(name), self.goal.show(score), f"{speed:,.0f}", f"{p50 * 1e3:.2f}", f"{p99 * 1e3:.2f}",
+                name, self.goal.show(score), f"{speed:,.0f}", f"{p50 * 1e3:.2f}", f"{p99 * 1e3:.2f}",
                 f"{len(results)} in {stage}",
             )  # fmt: skip
         if table.rows:
@@ -196,10 +196,10 @@ class _Tuning:
         self._say(found.sentence())
 
     def _report(self, line: str) -> None:
-        self.console.print(escape(line), soft_wrap=True, highlight=False)
+        self.console.print(line, soft_wrap=True)
 
     def _say(self, text: str) -> None:
-        print(text, flush=True)  # noqa: T201
+        print(plain_lines(text), flush=True)  # noqa: T201
 
 
 def _curve_of(candidate: Candidate, curves: list[Curve]) -> Curve | None:
@@ -220,8 +220,3 @@ def _trial_line(trial: Trial, goal: Goal, now: Candidate | None) -> str:
     own = trial.result
     said = f"{goal.show(own.score):>15}  p99 {own.p99 * 1e3:7.2f} ms  {trial.candidate}"
     return said + (" (present)" if trial.candidate == now else "") + (f"; {own.note}" if own.note else "")
-
-
-def _fail(message: str, status: int) -> int:
-    print(f"cifarserve: {message}", file=sys.stderr)  # noqa: T201
-    return status

@@ -6,6 +6,8 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from service.flag_types import count, positive
+
 # As service.tune.goal.KINDS and the keys of service.providers.NAMES, which would bring more along.
 _GOALS = ("throughput", "latency")
 _PROVIDERS = ("cpu", "openvino", "cuda", "tensorrt")
@@ -27,17 +29,17 @@ def add_tune(commands: Any) -> None:
         help="most images/s, or the lowest median time of a request (default: %(default)s)",
     )  # fmt: skip
     goals.add_argument("--slo", default="", help='the highest rate that holds it, as "p99<10ms"')
-    add("--minutes", type=_positive, default=5.0, help="time that it may take (default: %(default)s)")
+    add("--minutes", type=positive, default=5.0, help="time that it may take (default: %(default)s)")
     add("--model", default="", help="NAME, or NAME:VERSION (default: the only one, and the version that is served)")
     add("--model-repository", type=Path, metavar="FOLDER", help="as of `serve` (default: that of the settings)")
     add("--config", type=Path, metavar="FILE", help="the server's settings, as of `serve`; `workers` is written there")
     add("--providers", type=_providers, default=(), help="only these, as cpu,cuda (default: all but tensorrt)")
-    add("--images-per-request", type=_count, default=1, dest="images", help="(default: %(default)s)")
-    add("--concurrency", type=_count, default=0, help="requests in flight (default: 64; for --goal latency: 1)")
-    add("--connections", type=_count, default=16, help="they come over; workers share them (default: %(default)s)")
+    add("--images-per-request", type=count, default=1, dest="images", help="(default: %(default)s)")
+    add("--concurrency", type=count, default=0, help="requests in flight (default: 64; for --goal latency: 1)")
+    add("--connections", type=count, default=16, help="they come over; workers share them (default: %(default)s)")
     add("--pictures", type=Path, metavar="FOLDER", help="real pictures to send (default: noise in the model's size)")
     add("--encoded", action="store_true", help="send the pictures' files as they are, to be decoded by the server")
-    add("--processes", type=_count, default=0, help="client processes (default: half of the cores)")
+    add("--processes", type=count, default=0, help="client processes (default: half of the cores)")
     add("--out", type=Path, metavar="FOLDER",
         help="write config.toml, and cifarserve.toml, there (default: where `serve` reads them)")  # fmt: skip
     add("--page", type=Path, default=Path("tune.html"), metavar="FILE", help="what was measured (default: %(default)s)")
@@ -51,20 +53,6 @@ def _run(options: argparse.Namespace) -> int:
     return run(options)
 
 
-def _positive(text: str) -> float:
-    number = float(text)
-    if not 0 < number < float("inf"):
-        raise argparse.ArgumentTypeError("must be above 0")
-    return number
-
-
-def _count(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError("must be at least 1")
-    return number
-
-
 def _providers(text: str) -> tuple[str, ...]:
     names = tuple(text.split(","))
     if unknown := [name for name in names if name not in _PROVIDERS]:
@@ -72,4 +60,4 @@ def _providers(text: str) -> tuple[str, ...]:
     return names
 
 
-_positive.__name__, _count.__name__, _providers.__name__ = "number", "whole number", "list of providers"
+_providers.__name__ = "list of providers"

@@ -193,19 +193,6 @@ def test_classify_prints_a_table_and_json(server: ServerProcess, tmp_path: Path)
     assert [record["classes"][0]["label"] for record in records] == ["red", "blue"]
 
 
-def test_classify_names_the_file_that_is_wrong(server: ServerProcess, tmp_path: Path) -> None:
-    (tmp_path / "good.png").write_bytes(encode(colour_model.plain((1, 2, 3))))
-    (tmp_path / "broken.png").write_bytes(b"broken")
-    result = cli("classify", tmp_path / "good.png", tmp_path / "broken.png", "--target", server.target)
-    assert result.returncode == 1
-    assert "broken.png" in result.stderr
-    assert "good.png" not in result.stderr
-    assert "Traceback" not in result.stderr
-    missing = cli("classify", tmp_path / "missing.png", "--target", server.target)
-    assert missing.returncode == 2
-    assert "missing.png" in missing.stderr
-
-
 def test_the_servers_process_never_imports_torch(server: ServerProcess) -> None:
     maps = Path(f"/proc/{server.process.pid}/maps").read_text()
     assert "onnxruntime" in maps
