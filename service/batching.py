@@ -251,8 +251,12 @@ class Batcher:
         except BaseException:  # the loop is torn down: the threads must not wait for ever
             self._end()
             raise
-        if error is not None:
+        if error is None:
+            return
+        try:
             self._lost(instance, error)
+        except Exception as problem:  # `close` waits for this task: it must not fail there
+            hidden(problem, f"{self._title}: reporting that an engine has stopped failed")
 
     def _end(self) -> None:
         with self._changed:

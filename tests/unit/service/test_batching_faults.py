@@ -83,7 +83,7 @@ class Failing(Recorder):
         self.where, self.error = where, error or KeyError("a fault of the observer's")
 
     def _at(self, where: str) -> None:
-        if self.where == where:
+        if where in self.where.split():
             raise self.error
 
     def left_queue(self, seconds: float) -> None:
@@ -232,6 +232,18 @@ def test_what_a_dying_engine_had_in_its_hands_is_failed_at_once_and_the_others_t
 
     taken, dying, second = threading.Event(), Dying(model), Second(model)
     run([dying, second] if others else [dying], Recorder(), scenario, target_latency=1.0)
+
+
+def test_an_engine_that_stops_is_closed_even_if_that_cannot_be_counted(
+    model: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def scenario(batcher: Batcher, reasons: list[str]) -> None:
+        (ended,) = await outcomes(classify(batcher, colour_model.distinct(1)))
+        assert isinstance(ended, ServiceError)
+        await until(lambda: reasons)
+
+    run([Engine(model)], Failing("left_queue failed"), scenario)
+    assert len(logged_ids(caplog)) == 2
 
 
 def test_an_engine_whose_thread_ends_before_its_first_batch_is_reported_and_refuses(model: Path) -> None:
