@@ -15,13 +15,13 @@ import difflib
 import json
 import os
 import re
-import tomllib
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from service.documents import DocumentError, is_finite, parse_toml
 from service.images import DEFAULT_MAX_PIXELS
 
 ENVIRONMENT_PREFIX = "CIFARSERVE_"
@@ -248,8 +248,8 @@ def _from_file(given: Path | None) -> tuple[dict[str, Any], Path]:
     if given is None and not path.exists():
         return {}, path
     try:
-        document = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        document = parse_toml(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, DocumentError) as error:
         raise ConfigError(f"{path}: {error}") from None
     document.pop(TUNED, None)
     for name in document:
@@ -282,7 +282,9 @@ def check_setting(name: str, value: Any, source: str) -> Any:
         return tuple(value)
     if kind is Path and isinstance(value, str):
         value = Path(value)
-    if kind is float and type(value) is int:
+    if kind is float and type(value) in (int, float):
+        if not is_finite(value):
+            raise ConfigError(f"{source}: must be a finite number")
         value = float(value)
     if type(value) is not kind and not (kind is Path and isinstance(value, Path)):
         raise ConfigError(f"{source}: must be {_article(kind)}, not {value!r}")

@@ -16,6 +16,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
 
+from service.documents import parse_json
+
 FORMAT_VERSION = 1
 MODEL_FILE = "model.onnx"
 GOLDEN_FILE = "golden.npz"
@@ -95,7 +97,7 @@ def read_manifest(folder: Path, content: bytes | None = None) -> Manifest:
     """
     path = folder / MANIFEST_FILE
     try:
-        document = json.loads(read_file(path) if content is None else content)
+        document = parse_json(read_file(path) if content is None else content)
     except FileNotFoundError:
         raise ManifestError(f"{path}: missing") from None
     except (OSError, ValueError, RecursionError) as error:

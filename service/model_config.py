@@ -28,7 +28,6 @@ import dataclasses
 import json
 import math
 import re
-import tomllib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -36,6 +35,7 @@ from typing import Any
 
 from service import config
 from service.config import ConfigError, Settings
+from service.documents import DocumentError, is_finite, parse_toml
 from service.manifest import PRECISIONS, read_file
 from service.precisions import FASTEST_FIRST
 
@@ -132,10 +132,10 @@ def read_document(folder: Path) -> dict[str, Any]:
     """What config.toml in `folder` says, as it is; nothing without a file. Raises ConfigError."""
     path = folder / CONFIG_FILE
     try:
-        document = tomllib.loads(read_file(path).decode())
+        document = parse_toml(read_file(path).decode())
     except FileNotFoundError:
         return {}
-    except (OSError, ValueError, RecursionError) as error:
+    except (OSError, UnicodeDecodeError, DocumentError) as error:
         raise ConfigError(f"{path}: {error}") from None
     document.pop(config.TUNED, None)
     return document
@@ -227,14 +227,14 @@ def write_pin(folder: Path, version: int) -> None:
     path = folder / CONFIG_FILE
     lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
     try:
-        tomllib.loads("\n".join(lines))
-    except tomllib.TOMLDecodeError as error:
+        parse_toml("\n".join(lines))
+    except DocumentError as error:
         raise ConfigError(f"{path}: {error}") from None
     kept = [line for line in lines if not re.match(r"\s*(versions|traffic|shadow)\s*=", line)]
     text = "\n".join([f"versions = [{version}]", *kept]) + "\n"
     try:
-        document = tomllib.loads(text)
-    except tomllib.TOMLDecodeError:
+        document = parse_toml(text)
+    except DocumentError:
         document = {}
     if document.get("versions") != [version] or {"traffic", "shadow"} & document.keys():
         raise ConfigError(f"{path}: write versions, traffic and shadow each on one line, so that they can be replaced")
@@ -261,8 +261,8 @@ def _traffic(value: Any, source: str) -> dict[int, float]:
         if not key.isascii() or not key.isdigit() or int(key) < 1:
             raise ConfigError(f"{source}: {key!r} is not a version")
         shares[int(key)] = _number(share, f"{source}.{key}", least=0)
-    if not sum(shares.values()) > 0:
-        raise ConfigError(f"{source}: the shares add up to nothing")
+    if not 0 < sum(shares.values()) < math.inf:
+        raise ConfigError(f"{source}: the shares must add up to a finite number above 0")
     return shares
 
 
@@ -288,7 +288,7 @@ def _whole(value: Any, source: str, least: int = 0, most: int = 1 << 62) -> int:
 
 
 def _number(value: Any, source: str, least: float, most: float = math.inf) -> float:
-    if type(value) not in (int, float) or not least <= value <= most or math.isinf(value):
+    if type(value) not in (int, float) or not least <= value <= most or not is_finite(value):
         raise ConfigError(f"{source}: must be a number from {least} to {most}, is {value!r}")
     return float(value)
 

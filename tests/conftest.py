@@ -11,8 +11,13 @@ import service  # noqa: F401 - first, for what it sets before ONNX Runtime is im
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
 
-# No test asserts absolute speed: a busy machine must not fail one.
-settings.register_profile("project", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+# No test asserts absolute speed: a busy machine must not fail one. Each run tries the same examples, so that a failure
+# is seen again; `pytest --hypothesis-profile explore` tries others, and prints how to repeat what it finds. What is
+# found stays as an @example.
+settings.register_profile(
+    "project", deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize=True, print_blob=True
+)
+settings.register_profile("explore", parent=settings.get_profile("project"), derandomize=False, max_examples=1000)
 settings.load_profile("project")
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ import safetensors.torch
 from safetensors import SafetensorError
 from torch import Tensor
 
+from service.documents import parse_json
 from training.errors import CheckpointError, TrainingError
 from training.files import write_atomically, write_json
 from training.recipes import Recipe
@@ -113,7 +113,7 @@ def load_spec(run: Path) -> RunSpec:
 def _read_document(run: Path) -> dict[str, Any]:
     path = run / FILE
     try:
-        document: dict[str, Any] = json.loads(path.read_bytes())
+        document: dict[str, Any] = parse_json(path.read_bytes())
     except FileNotFoundError:
         raise CheckpointError(f"{run}: no checkpoint there; `cifarserve train --run {run}` makes one") from None
     except (OSError, ValueError) as error:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import io
-import json
 import logging
 import warnings
 from collections.abc import Iterator, Sequence
@@ -24,6 +23,7 @@ import torch
 from onnx import helper, numpy_helper
 from torch import Tensor, nn
 
+from service.documents import parse_json
 from service.engine import EngineError
 from service.manifest import GOLDEN_FILE, MODEL_FILE, FileEntry, file_entry, model_file
 from training import architectures, quantize, report
@@ -224,7 +224,7 @@ def golden(classifier: Classifier, test: LabelledImages) -> bytes:
 def load(run: Path) -> Export:
     """The record of the export in `run`. Raises CheckpointError: none there, or its files are not those it made."""
     try:
-        record = json.loads((run / RECORD_FILE).read_bytes())
+        record = parse_json((run / RECORD_FILE).read_bytes())
         files = {name: FileEntry(**entry) for name, entry in record["files"].items()}
         current = {name: file_entry(run / name) for name in files}
         tensors = hashlib.sha256((run / TENSORS_FILE).read_bytes()).hexdigest()

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ import safetensors.torch
 import torch
 from safetensors import SafetensorError
 
+from service.documents import parse_json
 from training import architectures
 from training.calibrate import fit_temperature, softmax
 from training.checkpoint import Checkpoint, part
@@ -119,7 +119,7 @@ def save(run: Path, model: FinishedModel) -> None:
 def load(run: Path) -> FinishedModel:
     """What `save` left. Raises CheckpointError: not there yet, or damaged."""
     try:
-        record = json.loads((run / RECORD_FILE).read_bytes())
+        record = parse_json((run / RECORD_FILE).read_bytes())
         data = (run / TENSORS_FILE).read_bytes()
     except FileNotFoundError:
         raise CheckpointError(f"{run}: not evaluated yet; first: cifarserve evaluate --run {run}") from None

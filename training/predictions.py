@@ -68,4 +68,6 @@ def load(path: Path) -> Predictions:
     kinds = (labels.dtype.kind, predicted.dtype.kind, probability.dtype)
     if kinds != ("u", "u", np.float32) or not (labels.shape == predicted.shape == probability.shape == (labels.size,)):
         raise PredictionsError(f"{path}: labels, predicted and probability must be unsigned, unsigned, float32 [n]")
+    if len(wrong := np.flatnonzero(~np.isfinite(probability))):
+        raise PredictionsError(f"{path}: probability[{wrong[0]}] must be a finite number, is {probability[wrong[0]]}")
     return Predictions(labels.astype(np.int64), predicted.astype(np.int64), probability)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import math
 import platform
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+from service.documents import DocumentError, parse_json
 
 # Of the ratio of two runs, by the t distribution for many windows: 1.96 standard errors.
 _Z = 1.96
@@ -19,9 +20,11 @@ USUAL_LIMIT = 0.01
 def read(path: Path) -> dict[str, Any]:
     """A result that was written before. Raises ValueError and OSError."""
     try:
-        result = json.loads(path.read_text())
+        result = parse_json(path.read_text())
         for level in result["levels"]:
             level["concurrency"], level["rate"], level["windows"], level["latency_seconds"]["p99"]
+    except DocumentError as error:
+        raise ValueError(f"{path}: is no result of a load test: {error}") from None
     except (ValueError, LookupError, TypeError):
         raise ValueError(f"{path}: is no result of a load test") from None
     return dict(result)
