@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import re
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -199,7 +200,7 @@ def test_live_figures_are_those_of_the_metrics(page_server: ServerProcess, opene
             sending.result()
     row = page.locator("#rows tr").first
     expect(row).to_contain_text("ready")
-    expect(row).to_contain_text("CPUExecutionProvider, fp32")
+    expect(row).to_contain_text(re.compile("ExecutionProvider, fp32"))
     expect(row).to_contain_text("90.00%")
     expect(row).to_contain_text("100 of plain colours")
     expect(row).to_contain_text(", ".join(LABELS))
@@ -263,7 +264,7 @@ def test_where_calls_are_not_safe_it_shows_the_metrics_and_says_why(models: Path
         page = opened(server)
         expect(page.locator("#closed")).to_contain_text("gRPC is for this machine alone")
         expect(page.locator("#drop")).to_be_hidden()
-        expect(page.locator("#rows tr")).to_contain_text("CPUExecutionProvider, fp32")
+        expect(page.locator("#rows tr")).to_contain_text(re.compile("ExecutionProvider, fp32"))
         page.close()  # before the server goes
 
 
