@@ -1,4 +1,4 @@
-"""grpc.health.v1: Check and Watch, for the server ("") and for each model by name.
+"""grpc.health.v1: Check, Watch and List, for the server ("") and for each model by name.
 
 Our own and not grpcio-health-checking's servicer (whose stubs it uses), because there one watcher that leaves cuts off
 the other watchers of the same name, one that reads nothing blocks every change of state, and a watch never ends, which
@@ -15,6 +15,10 @@ import grpc
 from grpc_health.v1 import health_pb2 as pb
 from grpc_health.v1 import health_pb2_grpc as pb_grpc
 
+from service import health_messages
+
+# Names in the answer to List; with more, the protocol has it fail.
+MOST_LISTED = 1000
 _Context = grpc.aio.ServicerContext[Any, Any]
 SERVING = pb.HealthCheckResponse.SERVING
 NOT_SERVING = pb.HealthCheckResponse.NOT_SERVING
@@ -42,6 +46,13 @@ class Health(pb_grpc.HealthServicer):
         """What a liveness probe is told. From any thread."""
         return bool(self._states[LIVENESS] == SERVING)
 
+    def register(self, methods: Any) -> None:
+        """Add this service to the server's methods."""
+        pb_grpc.add_HealthServicer_to_server(self, methods)
+        request, response = health_messages.HealthListRequest, health_messages.HealthListResponse
+        handler = grpc.unary_unary_rpc_method_handler(self.List, request.FromString, response.SerializeToString)
+        methods.add_registered_method_handlers("grpc.health.v1.Health", {"List": handler})
+
     def serving(self, names: Iterable[str], others: Iterable[str] = (), live: bool = True) -> None:
         """Exactly these names are SERVING; `others`, and those that were SERVING, are NOT_SERVING."""
         states = dict.fromkeys((*self._states, *others), NOT_SERVING) | dict.fromkeys(names, SERVING)
@@ -60,6 +71,14 @@ class Health(pb_grpc.HealthServicer):
         if state is None:
             await context.abort(grpc.StatusCode.NOT_FOUND, "no such service or model")
         return pb.HealthCheckResponse(status=state)
+
+    async def List(self, _request: Any, context: _Context) -> Any:  # noqa: N802
+        if len(self._states) > MOST_LISTED:
+            problem = f"there are more than {MOST_LISTED} names; ask for each by Check"
+            await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, problem)
+        return health_messages.HealthListResponse(
+            statuses={name: health_messages.HealthCheckResponse(status=state) for name, state in self._states.items()}
+        )
 
     async def Watch(self, request: pb.HealthCheckRequest, context: _Context) -> None:  # noqa: N802
         reported = None

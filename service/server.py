@@ -13,12 +13,10 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import grpc
-from cifarserve.v1 import classifier_pb2, classifier_pb2_grpc
-from grpc_health.v1 import health_pb2, health_pb2_grpc
-from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
-from inference import grpc_predict_v2_pb2, grpc_predict_v2_pb2_grpc
+from cifarserve.v1 import classifier_pb2_grpc
+from inference import grpc_predict_v2_pb2_grpc
 
-from service import cpu, gpu, memory, security, tracing
+from service import cpu, gpu, memory, reflection, security, tracing
 from service.classifier import Classifier
 from service.config import Settings
 from service.door import Door
@@ -41,11 +39,6 @@ log = logging.getLogger(__name__)
 _LAST_BATCH = 1.0
 
 MAX_UNSEEN_CALLS = 16_384
-SERVICES = (
-    classifier_pb2.DESCRIPTOR.services_by_name["Classifier"].full_name,
-    grpc_predict_v2_pb2.DESCRIPTOR.services_by_name["GRPCInferenceService"].full_name,
-)
-HEALTH_NAME = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
 
 
 class _Executor(ThreadPoolExecutor):
@@ -171,9 +164,8 @@ class Server:
         methods: Any = Methods(calls, Door(self._frontend))
         classifier_pb2_grpc.add_ClassifierServicer_to_server(self._classifier, methods)
         grpc_predict_v2_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(self._open_inference, methods)
-        health_pb2_grpc.add_HealthServicer_to_server(self._health, methods)
-        services = reflection.aio.ReflectionServicer((*SERVICES, HEALTH_NAME, reflection.SERVICE_NAME))
-        reflection_pb2_grpc.add_ServerReflectionServicer_to_server(services, methods)
+        self._health.register(methods)
+        reflection.register(methods)
         server.add_generic_rpc_handlers((methods,))
         return server
 
@@ -228,7 +220,7 @@ class Server:
         """Tell the health service what is ready."""
         if self._draining:
             return
-        whole = ("", *SERVICES) if self.repository.ready() else ()
+        whole = ("", *reflection.SERVED) if self.repository.ready() else ()
         lost = self.repository.lost()
         self._health.serving((*whole, *self.repository.names()), self.repository.known(), live=not lost)
         if lost:
