@@ -116,7 +116,7 @@ def _metrics() -> Metrics:
     """As service.server puts them together, which a test compares with what a running server exposes."""
     metrics = Metrics()
     metrics.watch_states(list)
-    CallMetrics(metrics.families)
+    CallMetrics(metrics.families, metrics.unknown)
     return metrics
 
 

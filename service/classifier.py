@@ -19,6 +19,8 @@ from service.serving import ServedModel
 from service.streams import Streams
 
 DEFAULT_TOP_K = 5
+# Classes in one reply, over all its images. Each is some bytes of text that the event loop writes.
+MOST_RANKED = 1 << 16
 _Context = grpc.aio.ServicerContext[Any, Any]
 
 
@@ -77,6 +79,7 @@ class Classifier(pb_grpc.ClassifierServicer):
             return [partial(_decode, index, image, *limits) for index, image in enumerate(request.images)]
 
         count = len(request.images)
+        check_ranking("top_k", count, top_k)
         answer = await self._frontend.classify(model, timing, "images", count, read, request.ByteSize, deadline)
         return pb.ClassifyResponse(
             id=request.id,
@@ -125,6 +128,13 @@ def _decode(index: int, image: pb.Image, max_pixels: int, effort: images.Effort,
             raise InvalidInput(f"images[{index}]", "has neither encoded nor raw")
     except images.ImageError as error:
         raise InvalidInput(f"images[{index}].{source}", str(error)) from None
+
+
+def check_ranking(field: str, count: int, classes: int) -> None:
+    """Raise InvalidInput when a reply that ranks so many classes for each of `count` images would be too large."""
+    if count * classes > MOST_RANKED:
+        problem = f"{classes} classes for each of {count} images are more than {MOST_RANKED} in one reply"
+        raise InvalidInput(field, f"{problem}; ask for fewer classes, or send fewer images")
 
 
 def top_classes(probabilities: Floats, top_k: int) -> tuple[list[list[int]], list[list[float]]]:

@@ -10,10 +10,11 @@ import grpc
 from cifarserve.v1 import classifier_pb2
 from inference import grpc_predict_v2_pb2
 
-from service import status, unparsable
+from service import status
 from service.errors import ServiceError
 from service.frontend import Frontend, Timing, deadline_of
 from service.serving import ServedModel
+from service.unparsable import Refused
 
 _CLASSIFY = classifier_pb2.DESCRIPTOR.services_by_name["Classifier"].methods_by_name["Classify"]
 _INFER = grpc_predict_v2_pb2.DESCRIPTOR.services_by_name["GRPCInferenceService"].methods_by_name["ModelInfer"]
@@ -50,9 +51,10 @@ class Door:
                 await status.abort(context, await self._frontend.answer(context, "", 0, partial(_refuse, refusal)))
             request = await context.read()
             if request is grpc.aio.EOF:  # the call is over, or its message too large: what there is to say, gRPC says
+                self._frontend.uncounted(grpc.StatusCode.CANCELLED.name)
                 raise asyncio.CancelledError
-            if request is unparsable.UNPARSABLE:
-                await unparsable.refuse(context)
+            if isinstance(request, Refused):
+                raise request.error
             return await function(request, context)
 
         return grpc.stream_unary_rpc_method_handler(call, handler.request_deserializer, handler.response_serializer)

@@ -7,6 +7,15 @@ import secrets
 from contextlib import suppress
 
 log = logging.getLogger(__name__)
+_MOST_CHARACTERS = 60
+
+
+def short(value: object) -> str:
+    """`value`, which a caller has sent, for an error message: as Python writes it, cut to a few characters."""
+    # Cut before and after: what comes first must not cost what the whole would, and escapes are longer than they look.
+    text = repr(value[:_MOST_CHARACTERS] if isinstance(value, str | bytes | list) else value)
+    whole = len(text) <= _MOST_CHARACTERS and not (isinstance(value, str | bytes) and len(value) > _MOST_CHARACTERS)
+    return text if whole else f"{text[:_MOST_CHARACTERS]}..."
 
 
 class ServiceError(Exception):

@@ -61,6 +61,8 @@ class Frontend:
         self._tracing = tracing
         self._access = AccessLog(settings.access_log_share)
         self.shadow = Shadow()
+        # Counts a request that failed before its model was known, by the name of its status code.
+        self.uncounted = metrics.unknown
 
     def limits(self) -> tuple[int, Effort]:
         """For the pictures of one request: most pixels of each, and the time to decode all."""
@@ -79,11 +81,11 @@ class Frontend:
         `field` is what the request calls the model's name.
         """
         started, timing = time.monotonic(), Timing()
-        if self._tracing is not None:
-            timing.trace = self._tracing.request(context.invocation_metadata() or ())
         model: ServedModel | None = None
         code = grpc.StatusCode.CANCELLED
         try:
+            if self._tracing is not None:
+                timing.trace = self._tracing.request(context.invocation_metadata() or ())
             header = self.repository.sticky_header(name)
             sticky = _metadata(context, header) if header else None
             model = self.repository.find(name, version, sticky, field)
@@ -96,10 +98,7 @@ class Frontend:
             return failure
         finally:
             now = time.monotonic()
-            if timing.trace is not None:
-                _end_trace(timing.trace, model, code, timing)
-            if self._access.wants():
-                _log_access(self._access, context, model, code, now - started, timing)
+            # Counted first: what comes after it may fail.
             if model is None:
                 self._metrics.unknown(code.name)
             else:
@@ -109,6 +108,10 @@ class Frontend:
                     model.metrics.went_through(
                         timing.decode_seconds, timing.queue_seconds, timing.compute_seconds, now - timing.computed_at
                     )
+            if timing.trace is not None:
+                _end_trace(timing.trace, model, code, timing)
+            if self._access.wants():
+                _log_access(self._access, context, model, code, now - started, timing)
 
     async def classify(
         self,

@@ -16,20 +16,33 @@ import grpc
 
 from service import status
 from service.metric_families import SECONDS, Families
-from service.unparsable import UNPARSABLE, parsed_only, refuse, tolerant
+from service.unparsable import Refused, accepted_only, tolerant
 
 if TYPE_CHECKING:
     from service.door import Door
 
+# Paths of the methods whose requests count as requests for inference. Written out: who reads metrics need not load the
+# messages, of which tritonclient has others under the same names.
+INFERENCE = frozenset(
+    (
+        "/cifarserve.v1.Classifier/Classify",
+        "/cifarserve.v1.Classifier/ClassifyStream",
+        "/inference.GRPCInferenceService/ModelInfer",
+        "/inference.GRPCInferenceService/ModelStreamInfer",
+    )
+)
 _METHOD = ("grpc_type", "grpc_service", "grpc_method")
 _Handler = Callable[[Any, Any], Awaitable[Any]]
 _BY_NUMBER = {code.value[0]: code for code in grpc.StatusCode}
 
 
 class CallMetrics:
-    """The three families."""
+    """The three families. Of a request for inference that failed before a model's metrics could count it, and of a
+    fault of ours in any other method, `failed` is told the code.
+    """
 
-    def __init__(self, families: Families) -> None:
+    def __init__(self, families: Families, failed: Callable[[str], None]) -> None:
+        self._failed = failed
         self.started = families.counter("grpc_server_started", "Calls begun.", *_METHOD)
         self.handled = families.counter("grpc_server_handled", "Calls ended, by status code.", *_METHOD, "grpc_code")
         self.seconds = families.histogram(
@@ -42,6 +55,12 @@ class CallMetrics:
         labels = (_kind(handler), *method.lstrip("/").rsplit("/", 1))
         self.started.labels(*labels).inc()
         self.handled.labels(*labels, code.name).inc()
+        self.failed(method, code)
+
+    def failed(self, method: str, code: grpc.StatusCode) -> None:
+        """Count a call that nothing else has counted: `method` is its path."""
+        if method in INFERENCE or code is grpc.StatusCode.INTERNAL:
+            self._failed(code.name)
 
 
 class Methods(grpc.GenericRpcHandler):
@@ -49,8 +68,10 @@ class Methods(grpc.GenericRpcHandler):
     functions register them.
     """
 
-    def __init__(self, metrics: CallMetrics, door: Door) -> None:
+    def __init__(self, metrics: CallMetrics, door: Door, most_images: int) -> None:
+        """`most_images` bounds the fields of a message: see unparsable.tolerant."""
         self._metrics = metrics
+        self._most_images = most_images
         self._door = door
         self._handlers: dict[str, Any] = {}  # by path, as in a call's headers
         self._behind_door: dict[str, Any] = {}
@@ -79,45 +100,81 @@ class Methods(grpc.GenericRpcHandler):
         many_in, many_out = handler.request_streaming, handler.response_streaming
         function = handler.stream_stream or handler.stream_unary or handler.unary_stream or handler.unary_unary
         make = getattr(grpc, f"{_ways(many_in)}_{_ways(many_out)}_rpc_method_handler")
-        return make(self._timed(function, labels), tolerant(handler.request_deserializer), handler.response_serializer)
+        parse = tolerant(handler.request_deserializer, self._most_images)
+        # Of the streaming functions, ours write to the context, and reflection's is a generator.
+        wrap = _generated if inspect.isasyncgenfunction(function) else _called
+        return make(wrap(function, _Counts(self._metrics, labels)), parse, handler.response_serializer)
 
-    def _timed(self, function: Any, labels: tuple[str, str, str]) -> Any:
-        """`function`, counted. Of the streaming ones, ours write to the context, and reflection's is a generator."""
-        started, seconds = self._metrics.started.labels(*labels), self._metrics.seconds.labels(*labels)
-        handled = {code: self._metrics.handled.labels(*labels, code.name) for code in grpc.StatusCode}
 
-        def ended(began: float, code: grpc.StatusCode) -> None:
-            handled[code].inc()
-            seconds.observe(time.monotonic() - began)
+class _Counts:
+    """The counts of one method."""
 
-        async def call(request: Any, context: Any) -> Any:
-            began = time.monotonic()
-            started.inc()
+    def __init__(self, metrics: CallMetrics, labels: tuple[str, str, str]) -> None:
+        self._metrics = metrics
+        self._path = f"/{labels[1]}/{labels[2]}"
+        self._started, self._seconds = metrics.started.labels(*labels), metrics.seconds.labels(*labels)
+        self._handled = {code: metrics.handled.labels(*labels, code.name) for code in grpc.StatusCode}
+
+    def began(self) -> float:
+        self._started.inc()
+        return time.monotonic()
+
+    def ended(self, began: float, code: grpc.StatusCode) -> None:
+        self._handled[code].inc()
+        self._seconds.observe(time.monotonic() - began)
+
+    async def failed(self, context: Any, error: Exception) -> None:
+        """End the call with the status of an error, which nothing has counted yet. Returns only if it has ended."""
+        if isinstance(error, grpc.aio.AbortError) or context.done():
+            return
+        failure = status.from_error(error)
+        self._metrics.failed(self._path, status.code_of(failure))
+        await status.abort(context, failure)
+
+
+def _called(function: Any, counts: _Counts) -> _Handler:
+    """`function`, counted whatever happens in it, with its exceptions as statuses."""
+
+    async def call(request: Any, context: Any) -> Any:
+        began = counts.began()
+        try:
             try:
-                if request is UNPARSABLE:
-                    await refuse(context)
+                if isinstance(request, Refused):
+                    raise request.error
                 reply = await function(request, context)
                 status.end_if_late(context)
-            except BaseException as error:
-                ended(began, _code(context, error))
+            except Exception as error:
+                await counts.failed(context, error)
                 raise
-            ended(began, _code(context))
-            return reply
+        except BaseException as error:
+            counts.ended(began, _code(context, error))
+            raise
+        counts.ended(began, _code(context))
+        return reply
 
-        async def generate(request: Any, context: Any) -> Any:
-            began = time.monotonic()
-            started.inc()
-            if hasattr(request, "__aiter__"):
-                request = parsed_only(request, context)
+    return call
+
+
+def _generated(function: Any, counts: _Counts) -> Any:
+    """As _called, of an asynchronous generator."""
+
+    async def generate(request: Any, context: Any) -> Any:
+        began = counts.began()
+        if hasattr(request, "__aiter__"):
+            request = accepted_only(request)
+        try:
             try:
                 async for reply in function(request, context):
                     yield reply
-            except BaseException as error:
-                ended(began, _code(context, error))
+            except Exception as error:
+                await counts.failed(context, error)
                 raise
-            ended(began, _code(context))
+        except BaseException as error:
+            counts.ended(began, _code(context, error))
+            raise
+        counts.ended(began, _code(context))
 
-        return generate if inspect.isasyncgenfunction(function) else call
+    return generate
 
 
 def _kind(handler: Any) -> str:

@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Set
 
 from service.catalogue import Catalogue
-from service.errors import InvalidInput, ModelNotFound, ServiceError, Unavailable
+from service.errors import InvalidInput, ModelNotFound, ServiceError, Unavailable, short
 from service.model_config import ModelConfig
 from service.routing import Model
 from service.serving import ServedModel
 
-# Names in an error message: so many, and of a caller's own name so many characters.
-MOST_NAMES, _MOST_CHARACTERS = 10, 64
+MOST_NAMES = 10  # in an error message
 
 
 class Lookup:
@@ -57,12 +56,12 @@ class Lookup:
             which = f" version {last.version}" if last.version else ""
             return Unavailable(f"{last.name}{which} is not ready: {last.state}; the log says why")
         if name and name not in self._models and name in self._required:
-            return Unavailable(f"{shortened(name)} is not ready: it is not in the repository")
+            return Unavailable(f"{short(name)} is not ready: it is not in the repository")
         if not name and (known := self._catalogue.known):
             return Unavailable(f"no model is served; not ready: {some(known)}; the log says why")
         served_now = some(f"{one.manifest.name} {one.manifest.version}" for one in self.models())
         which = f"version {version}" if version else "any version"
-        return ModelNotFound(f"{shortened(name)}: {which} is not in the repository; served: {served_now or 'none'}")
+        return ModelNotFound(f"{short(name)}: {which} is not in the repository; served: {served_now or 'none'}")
 
     def _sole(self) -> Model | None:
         """The only model, if there is one: a model that is out of service for the moment counts too."""
@@ -128,8 +127,3 @@ def some(names: Iterable[str]) -> str:
     found = sorted(names)
     more = f" and {len(found) - MOST_NAMES} more" if len(found) > MOST_NAMES else ""
     return ", ".join(found[:MOST_NAMES]) + more
-
-
-def shortened(name: str) -> str:
-    """A caller's name, for a message."""
-    return repr(name if len(name) <= _MOST_CHARACTERS else name[:_MOST_CHARACTERS] + "...")

@@ -19,7 +19,7 @@ from prometheus_client.process_collector import ProcessCollector
 from service.gpu import Gpus
 from service.metric_families import Families
 from service.tallies import CONFIDENCES, Predictions
-from service.version_metrics import VERSION, VersionFamilies, VersionMetrics
+from service.version_metrics import FAILURES, VERSION, VersionFamilies, VersionMetrics
 
 # How long the series of a version stay after it has left the repository: many times what lies between two scrapes.
 KEPT_SECONDS = 600.0
@@ -39,6 +39,8 @@ class Metrics:
         for collector in (ProcessCollector, PlatformCollector, GCCollector):
             collector(registry=self.registry)
         self._of_versions = VersionFamilies(self.families)
+        for code in FAILURES:  # from 0 on: see VersionMetrics
+            self._of_versions.requests.labels("", "", code)
         self._load_failures = self.families.counter(
             "cifarserve_load_failures", "Versions that did not load, by reason.", "model", "reason"
         )
@@ -110,7 +112,7 @@ class Metrics:
         self._gpus = gpus
 
     def unknown(self, code: str) -> None:
-        """Count a request for a model or version that is not served."""
+        """Count a call that no version's metrics count: it failed before its version was known."""
         self._of_versions.requests.labels("", "", code).inc()
 
     def load_failed(self, model: str, reason: str) -> None:

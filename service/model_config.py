@@ -41,6 +41,7 @@ from service.precisions import FASTEST_FIRST
 
 CONFIG_FILE = "config.toml"
 ALL = "all"
+_MOST_DIGITS = 19  # of a version
 _LATEST = re.compile(r"latest(?: ([1-9][0-9]{0,3}))?")
 _OVERRIDES = (
     "provider",
@@ -258,7 +259,7 @@ def _traffic(value: Any, source: str) -> dict[int, float]:
         raise ConfigError(f"{source}: must be a table of versions and shares, is {value!r}")
     shares = {}
     for key, share in value.items():
-        if not key.isascii() or not key.isdigit() or int(key) < 1:
+        if len(key) > _MOST_DIGITS or not key.isascii() or not key.isdigit() or int(key) < 1:
             raise ConfigError(f"{source}: {key!r} is not a version")
         shares[int(key)] = _number(share, f"{source}.{key}", least=0)
     if not 0 < sum(shares.values()) < math.inf:

@@ -6,6 +6,7 @@ docs/protocol.md says what of it is supported, and with which clients it was tes
 from __future__ import annotations
 
 import json
+import math
 import time
 from functools import partial
 from importlib.metadata import version as package_version
@@ -19,12 +20,15 @@ from inference import grpc_predict_v2_pb2_grpc as pb_grpc
 from service import images, status, tensors
 from service import inference_messages as messages
 from service.catalogue import READY
-from service.errors import InvalidInput, ModelNotFound, ServiceError, Unavailable
+from service.classifier import check_ranking
+from service.errors import InvalidInput, ModelNotFound, ServiceError, Unavailable, short
 from service.frontend import Decode, Frontend, Timing, deadline_of
 from service.serving import LoadError, ServedModel
 from service.streams import Streams
 
 _Context = grpc.aio.ServicerContext[Any, Any]
+_MOST_DIGITS = 19  # of a version
+_MOST_LEVELS = 16  # of a configuration in JSON
 EXTENSIONS = ("classification", "model_configuration", "model_repository", "schedule_policy", "statistics")
 
 
@@ -167,6 +171,7 @@ class OpenInference(pb_grpc.GRPCInferenceServiceServicer):
         try:
             version = _version(request.model_version)
         except ModelNotFound as error:
+            self._frontend.uncounted(grpc.StatusCode.NOT_FOUND.name)
             return status.from_error(error)
         return await self._frontend.answer(context, request.model_name, version, work, "model_name")
 
@@ -175,20 +180,24 @@ class OpenInference(pb_grpc.GRPCInferenceServiceServicer):
     ) -> pb.ModelInferResponse:
         manifest = model.manifest
         wanted = tensors.wanted_outputs(request, len(manifest.labels))
-        found = tensors.read_images(request, manifest.image_shape)
-        content: images.Pixels | list[Decode]
-        if isinstance(found, list):
+        count = tensors.images_in(request, manifest.image_shape)
+        if request.outputs:
+            check_ranking("outputs", count, sum(output.classes for output in wanted))
+
+        def read() -> images.Pixels | list[Decode]:
+            found = tensors.content(request, count, manifest.image_shape)
+            if not isinstance(found, list):
+                return found
             limits = self._frontend.limits()
-            content = [partial(_decode, index, data, *limits) for index, data in enumerate(found)]
-        else:
-            content = found
+            return [partial(_decode, index, data, *limits) for index, data in enumerate(found)]
+
         timeout = tensors.number(request.parameters, "timeout", "parameters")
         if timeout is not None and timeout > 0:
             allowed = time.monotonic() + timeout / 1e6
             deadline = allowed if deadline is None else min(deadline, allowed)
         priority = tensors.number(request.parameters, "priority", "parameters") or 0
-        field, size, count = request.inputs[0].name, request.ByteSize, len(content)
-        answer = await self._frontend.classify(model, timing, field, count, lambda: content, size, deadline, priority)
+        field, size = request.inputs[0].name, request.ByteSize
+        answer = await self._frontend.classify(model, timing, field, count, read, size, deadline, priority)
         return messages.reply_to(request, model, answer, wanted)
 
 
@@ -199,11 +208,15 @@ def _override(parameters: Any) -> dict[str, Any] | None:
     """
     for key in parameters:
         if key != "config":
-            raise InvalidInput("parameters", f"{key}: only config is supported")
+            raise InvalidInput("parameters", f"{short(key)}: only config is supported")
     if "config" not in parameters:
         return None
+    text = parameters["config"].string_param
     try:
-        document = json.loads(parameters["config"].string_param)
+        document = json.loads(
+            text, object_pairs_hook=_unique, parse_constant=_finite, parse_float=_finite, parse_int=_whole
+        )
+        _require_flat(document)
         policy = document.pop("version_policy", None)
         if policy is not None:
             (kind,) = policy
@@ -211,9 +224,43 @@ def _override(parameters: Any) -> dict[str, Any] | None:
                 document["versions"] = [int(version) for version in policy[kind]["versions"]]
             else:
                 document["versions"] = {"latest": f"latest {policy[kind].get('num_versions', 1)}", "all": "all"}[kind]
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise InvalidInput("parameters", f"config: not a model configuration in JSON: {error!r}") from None
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
+        problem = f"config: not a model configuration in JSON: {type(error).__name__}: {str(error)[:100]}"
+        raise InvalidInput("parameters", problem) from None
     return dict(document)
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object. Raises ValueError for a key that is there twice."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError("an object has the same key twice")
+    return found
+
+
+def _finite(text: str) -> float:
+    """A JSON number. Raises ValueError for NaN and infinity, which are also what 1e400 is read as."""
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(f"{short(text)} is not a finite number")
+    return value
+
+
+def _whole(text: str) -> int:
+    """A whole number in JSON. Raises ValueError for one that is too large for any setting."""
+    if len(text) > _MOST_DIGITS:
+        raise ValueError(f"{short(text)} is too large")
+    return int(text)
+
+
+def _require_flat(value: Any, levels: int = _MOST_LEVELS) -> None:
+    """Raise ValueError when objects and lists are nested deeper than `levels`."""
+    if not isinstance(value, dict | list):
+        return
+    if not levels:
+        raise ValueError(f"nested deeper than {_MOST_LEVELS} levels")
+    for one in value.values() if isinstance(value, dict) else value:
+        _require_flat(one, levels - 1)
 
 
 def _as_answer(error: Exception) -> Exception:
@@ -227,8 +274,8 @@ def _version(text: str) -> int:
     """Empty: the server chooses, 0. Raises ModelNotFound for what cannot be a version."""
     if not text:
         return 0
-    if not text.isascii() or not text.isdigit() or int(text) == 0:
-        raise ModelNotFound(f"version: {text!r} is not served; versions are numbers from 1")
+    if len(text) > _MOST_DIGITS or not text.isascii() or not text.isdigit() or int(text) == 0:
+        raise ModelNotFound(f"version: {short(text)} is not served; versions are numbers from 1")
     return int(text)
 
 

@@ -9,10 +9,10 @@ from collections.abc import Callable, Coroutine, Mapping, Set
 from service import folders, memory
 from service.catalogue import READY, UNAVAILABLE, UNLOADING, Catalogue, VersionState
 from service.config import ConfigError, Settings
-from service.errors import ModelNotFound, Unavailable
+from service.errors import ModelNotFound, Unavailable, short
 from service.fallbacks import Fallbacks
 from service.loading import Loader, Override, immutable
-from service.lookup import MOST_NAMES, Lookup, shortened
+from service.lookup import MOST_NAMES, Lookup
 from service.manifest import MANIFEST_FILE
 from service.metrics import Metrics
 from service.model_config import ModelConfig
@@ -114,7 +114,7 @@ class Repository(Lookup):
             if name in self._catalogue.problems:
                 raise LoadError(self._catalogue.problems[name], "folder")
             if name not in self._catalogue.present:
-                raise ModelNotFound(f"model: {shortened(name)} is not in the repository")
+                raise ModelNotFound(f"model: {short(name)} is not in the repository")
             self._loader.retries.forget_model(name)
             override = override or None
             # Another override than the one in force takes its place only if all that it asks for loads.
@@ -135,7 +135,7 @@ class Repository(Lookup):
             model = self._models.pop(name, None)
             recovering = self._recovery.forget(name)
             if not recovering and model is None and name not in self._required:
-                raise ModelNotFound(f"model: {shortened(name)} is not loaded")
+                raise ModelNotFound(f"model: {short(name)} is not loaded")
             self._required.discard(name)
             self._overrides.pop(name, None)
             for version in recovering:

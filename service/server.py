@@ -158,10 +158,10 @@ class Server:
             *connection_age(self.settings.max_connection_age_seconds, self.settings.drain_seconds),
             *limits(self.settings),
         ]
-        calls = CallMetrics(self.metrics.families)
+        calls = CallMetrics(self.metrics.families, self.metrics.unknown)
         guard = security.guard(self.settings, calls.refused)
         server = grpc.aio.server(options=options, interceptors=[guard] if guard else None)
-        methods: Any = Methods(calls, Door(self._frontend))
+        methods: Any = Methods(calls, Door(self._frontend), self.settings.max_images_per_request)
         classifier_pb2_grpc.add_ClassifierServicer_to_server(self._classifier, methods)
         grpc_predict_v2_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(self._open_inference, methods)
         self._health.register(methods)

@@ -24,6 +24,9 @@ _CODES: dict[type[errors.ServiceError], grpc.StatusCode] = {
     errors.OutOfMemory: grpc.StatusCode.RESOURCE_EXHAUSTED,
 }
 _BY_NUMBER = {code.value[0]: code for code in grpc.StatusCode}
+# Bytes. gRPC sends a message percent-encoded, so up to three times as long, and again in the details, in base64. All of
+# it must be within the 8 KiB of metadata that callers take; they would see RESOURCE_EXHAUSTED instead.
+_MOST_MESSAGE, _MOST_FIELD = 1024, 128
 
 
 def from_error(error: Exception) -> status_pb2.Status:
@@ -31,7 +34,7 @@ def from_error(error: Exception) -> status_pb2.Status:
     if not isinstance(error, errors.ServiceError):
         error = errors.hidden(error)
     number: int = _CODES[type(error)].value[0]
-    status = status_pb2.Status(code=number, message=str(error))
+    status = status_pb2.Status(code=number, message=_cut(str(error), _MOST_MESSAGE))
     if (detail := _detail(error)) is not None:
         status.details.add().Pack(detail)
     return status
@@ -57,10 +60,19 @@ def end_if_late(context: grpc.aio.ServicerContext[Any, Any]) -> None:
         raise asyncio.CancelledError
 
 
+def _cut(text: str, most: int) -> str:
+    """`text`, or as much of it as takes `most` bytes."""
+    encoded = text[:most].encode(errors="replace")  # a lone surrogate, as in the name of a file, cannot be encoded
+    fits = len(text) <= most and len(encoded) <= most
+    return encoded.decode() if fits else encoded[: most - 3].decode(errors="ignore") + "..."
+
+
 def _detail(error: errors.ServiceError) -> Any:
     """A message of google.rpc.error_details that says more than the code, or None."""
     if isinstance(error, errors.InvalidInput):
-        violation = error_details_pb2.BadRequest.FieldViolation(field=error.field, description=error.problem)
+        violation = error_details_pb2.BadRequest.FieldViolation(
+            field=_cut(error.field, _MOST_FIELD), description=_cut(error.problem, _MOST_MESSAGE)
+        )
         return error_details_pb2.BadRequest(field_violations=[violation])
     if isinstance(error, errors.QueueFull):
         info = error_details_pb2.RetryInfo()

@@ -10,7 +10,7 @@ import grpc
 
 from service import status
 from service.errors import Unavailable
-from service.unparsable import UNPARSABLE, refuse
+from service.unparsable import Refused
 
 _Context = grpc.aio.ServicerContext[Any, Any]
 # A request to its reply.
@@ -31,7 +31,8 @@ class Streams:
     async def serve(self, context: _Context, answer: Answer, images: Callable[[Any], int]) -> None:
         """Answer every request by the message that `answer` gives for it, and does not raise.
 
-        `images` tells how many a request carries.
+        `images` tells how many a request carries. Raises InvalidInput at a message that is Refused, once those before
+        it are answered.
         """
         stream = _Stream(context, answer, images, self._window)
         async with asyncio.TaskGroup() as group:
@@ -40,8 +41,8 @@ class Streams:
             reader.add_done_callback(self._readers.discard)
             reader.add_done_callback(lambda _: stream.end())
             await stream.reply()
-        if stream.unparsable:
-            await refuse(context)
+        if stream.refused is not None:
+            raise stream.refused.error
         if reader.cancelled():
             await status.abort(context, status.from_error(Unavailable("draining: nothing new is accepted")))
 
@@ -57,7 +58,7 @@ class _Stream:
         self._answer = answer
         self._images = images
         self._window = window
-        self.unparsable = False  # it ended with a message that is none
+        self.refused: Refused | None = None  # the message that ended it
         self._unanswered = 0
         self._room = asyncio.Event()
         self._replies: asyncio.Queue[tuple[asyncio.Task[Any], int] | None] = asyncio.Queue()
@@ -70,8 +71,8 @@ class _Stream:
             request = await self._context.read()
             if request is grpc.aio.EOF:
                 return
-            if request is UNPARSABLE:
-                self.unparsable = True
+            if isinstance(request, Refused):
+                self.refused = request
                 return
             images = max(1, self._images(request))
             self._unanswered += images

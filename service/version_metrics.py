@@ -23,7 +23,9 @@ class VersionFamilies:
 
     def __init__(self, families: Families) -> None:
         self._families = families
-        self.requests = self._counter("requests", "Requests answered, by gRPC status code.", "code")
+        self.requests = self._counter(
+            "requests", "Requests answered, by gRPC status code; no model for what failed before it was known.", "code"
+        )
         self.request_seconds = self._seconds("request", "From a request's arrival to its answer.")
         self.decode_seconds = self._seconds("decode", "All images of one request to pixels; about 0 for raw ones.")
         self.queue_seconds = self._seconds("queue", "From a request's last decoded image to its first batch.")
