@@ -27,6 +27,9 @@ from service.serving import LoadError, ServedModel
 from service.streams import Streams
 
 _Context = grpc.aio.ServicerContext[Any, Any]
+# Triton's parameter of a streamed response, true in the last one to a request: clients wait for it. Here, each request
+# has one response.
+_FINAL = "triton_final_response"
 _MOST_DIGITS = 19  # of a version
 _MOST_LEVELS = 16  # of a configuration in JSON
 EXTENSIONS = ("classification", "model_configuration", "model_repository", "schedule_policy", "statistics")
@@ -99,10 +102,12 @@ class OpenInference(pb_grpc.GRPCInferenceServiceServicer):
         async def answer(request: pb.ModelInferRequest) -> pb.ModelStreamInferResponse:
             reply = await self._answer(request, context, deadline)
             if isinstance(reply, pb.ModelInferResponse):
+                reply.parameters[_FINAL].bool_param = True
                 return pb.ModelStreamInferResponse(infer_response=reply)
             failed = pb.ModelInferResponse(
                 id=request.id, model_name=request.model_name, model_version=request.model_version
             )
+            failed.parameters[_FINAL].bool_param = True
             message = f"{status.code_of(reply).name}: {reply.message}"
             return pb.ModelStreamInferResponse(error_message=message, infer_response=failed)
 

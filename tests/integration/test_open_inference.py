@@ -267,6 +267,40 @@ def test_a_stream_answers_in_order_and_survives_a_bad_request(client: triton.Inf
     client.stop_stream()
 
 
+@pytest.mark.parametrize("asked", [True, False], ids=["asked for", "not asked for"])
+def test_every_response_of_a_stream_is_the_final_one_of_its_request(
+    client: triton.InferenceServerClient, asked: bool
+) -> None:
+    images = colour_model.distinct(3)
+    replies: queue.Queue[tuple[triton.InferResult | None, InferenceServerException | None]] = queue.Queue()
+    client.start_stream(lambda result, error: replies.put((result, error)))
+    for number in range(3):
+        client.async_stream_infer(
+            MODEL, pixels(images[number : number + 1]), request_id=str(number), enable_empty_final_response=asked
+        )
+        while True:  # as Triton's examples do
+            result, error = replies.get(timeout=30)
+            assert error is None
+            assert result is not None
+            assert_right(result, images[number : number + 1])
+            if result.get_response().parameters["triton_final_response"].bool_param:
+                break
+    client.stop_stream()
+    assert "triton_final_response" not in client.infer(MODEL, pixels(images)).get_response().parameters
+
+
+def test_a_failed_request_of_a_stream_is_final_too(server: ServerProcess) -> None:
+    import grpc
+    from tritonclient.grpc import service_pb2_grpc
+
+    with grpc.insecure_channel(server.target) as channel:
+        stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
+        (reply,) = stub.ModelStreamInfer(iter([service_pb2.ModelInferRequest(model_name="other", id="x")]), timeout=30)
+    assert reply.error_message
+    assert reply.infer_response.id == "x"
+    assert reply.infer_response.parameters["triton_final_response"].bool_param
+
+
 def test_the_asynchronous_client_works_too(server: ServerProcess) -> None:
     images = colour_model.distinct(300)
 
