@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import argparse
-import asyncio
 import dataclasses
 import logging
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from service import terminal
-from service.terminal import fail as _fail
+from service import process_start
 
 if TYPE_CHECKING:
     from service.config import Settings
-    from service.workers import Started
 
 log = logging.getLogger(__name__)
 
@@ -24,10 +21,26 @@ USAGE_ERROR = 2  # as argparse
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; returns the exit status: 0 done, 1 it failed, 2 it was asked for wrongly, 3 a gate refused."""
-    terminal.replace_unencodable()
-    options = _parser().parse_args(arguments)
+    """Run one command; returns the exit status: 0 done, 1 it failed, 2 it was asked for wrongly, 3 a gate refused.
+
+    Without `arguments`, it is the command of this process, whose streams and signals are made ready.
+    """
+    if arguments is not None:
+        return _run(arguments)
+    arguments = sys.argv[1:]
+    process_start.begin(serving=arguments[:1] == ["serve"])
     try:
+        return _run(arguments)
+    finally:
+        sys.stdout.flush()  # here, where what cannot be written is the exit status still
+
+
+def _run(arguments: Sequence[str]) -> int:
+    from service import terminal
+
+    terminal.replace_unencodable()
+    try:
+        options = _parser().parse_args(arguments)
         status: int = options.func(options)
     except KeyboardInterrupt:
         return 130
@@ -71,8 +84,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _serve(options: argparse.Namespace) -> int:
-    from service import config, logs, security, workers
-    from service.errors import StartError
+    from service import config, logs, security
 
     try:
         settings = config.load(vars(options))
@@ -86,23 +98,15 @@ def _serve(options: argparse.Namespace) -> int:
         security.guard(settings, lambda *_: None)
     except config.ConfigError as error:
         return _fail(str(error), USAGE_ERROR)
+    output = process_start.output_alone()
+    import asyncio
+
+    from service import serve, workers
+    from service.errors import StartError
+
     settings = dataclasses.replace(settings, workers=workers.count(settings))
-
-    def announce(started: workers.Started) -> None:
-        for model in started.models:
-            print(f"serving {model}")
-        print(f"gRPC     {settings.host}:{started.port}")
-        metrics = f"http://{settings.metrics_host or settings.host}:{started.metrics_port}"
-        print(f"metrics  {metrics}/metrics")
-        if settings.page:
-            print(f"page     {metrics}/")
-        print(f"try      cifarserve classify --target {settings.host}:{started.port} PICTURE", flush=True)
-
     try:
-        if settings.workers > 1:
-            asyncio.run(workers.supervise(settings, announce))
-        else:
-            _serve_here(settings, announce)
+        serve.run(settings, lambda started: print(serve.announcement(settings, started), file=output, flush=True))
     except StartError as error:
         return workers.leave(_fail(str(error)))
     except asyncio.CancelledError:
@@ -116,24 +120,6 @@ def _print_settings(settings: Settings) -> int:
     for line in shown_settings.lines(settings):
         print(line)
     return 0
-
-
-def _serve_here(settings: Settings, announce: Callable[[Started], None]) -> None:
-    """In this process; onnxruntime is imported here, so that a supervisor of workers is without it."""
-    from service.errors import StartError
-    from service.server import Server, serve
-    from service.serving import LoadError
-    from service.tracing import TracingError
-    from service.workers import Started
-
-    def started(server: Server) -> None:
-        models = [model.description for model in server.repository.models()]
-        announce(Started(server.port, server.metrics_port, models))
-
-    try:
-        serve(settings, started)
-    except (LoadError, TracingError) as error:
-        raise StartError(str(error)) from error
 
 
 def _health(options: argparse.Namespace) -> int:
@@ -152,6 +138,12 @@ def _health(options: argparse.Namespace) -> int:
         return _fail(f"{target}: {state}")
     print(state)
     return 0
+
+
+def _fail(message: str, status: int = 1) -> int:
+    from service.terminal import fail
+
+    return fail(message, status)
 
 
 if __name__ == "__main__":

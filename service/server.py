@@ -16,7 +16,7 @@ import grpc
 from cifarserve.v1 import classifier_pb2_grpc
 from inference import grpc_predict_v2_pb2_grpc
 
-from service import cpu, gpu, memory, reflection, security, tracing
+from service import addresses, cpu, gpu, memory, reflection, security, tracing
 from service.classifier import Classifier
 from service.config import Settings
 from service.door import Door
@@ -171,16 +171,15 @@ class Server:
 
     def _listen(self, heartbeat: Heartbeat) -> None:
         settings = self.settings
-        host = f"[{settings.host}]" if ":" in settings.host else settings.host
+        address = addresses.joined(settings.host, settings.port)
         try:
-            address = f"{host}:{settings.port}"
             self.port = (
                 self._grpc.add_secure_port(address, self._certificates.credentials())
                 if self._certificates
                 else self._grpc.add_insecure_port(address)
             )
         except RuntimeError as error:
-            raise StartError(f"port: cannot listen on {host}:{settings.port}: {error}") from None
+            raise StartError(f"port: cannot listen on {address}: {error}") from None
         # A worker's own metrics are for its supervisor, on this machine; the page is the supervisor's.
         metrics_host = "127.0.0.1" if self._shares_port else settings.metrics_host or settings.host
         try:
@@ -192,9 +191,8 @@ class Server:
                 page=Page(settings, self.port) if settings.page and not self._shares_port else None,
             )  # fmt: skip
         except OSError as error:
-            raise StartError(
-                f"metrics_port: cannot listen on {metrics_host}:{settings.metrics_port}: {error.strerror}"
-            ) from None
+            address = addresses.joined(metrics_host, settings.metrics_port)
+            raise StartError(f"metrics_port: cannot listen on {address}: {error.strerror}") from None
         self.metrics_port = self._http.port
 
     async def _keep_looking(self) -> None:
@@ -284,14 +282,29 @@ async def run(settings: Settings, started: Callable[[Server], None]) -> None:
     loop.add_signal_handler(signal.SIGHUP, server.look_again.set)
     lame_duck_seconds, problem = 0.0, ""
     try:
-        await server.start()
-        # What is there now stays: the collector need not look through it again and again.
-        gc.collect()
-        gc.freeze()
-        started(server)
-        problem = await server.ended(stop)
-        lame_duck_seconds = settings.lame_duck_seconds
+        if await _started(server, stop):
+            # What is there now stays: the collector need not look through it again and again.
+            gc.collect()
+            gc.freeze()
+            started(server)
+            problem = await server.ended(stop)
+            lame_duck_seconds = settings.lame_duck_seconds
     finally:
         await server.stop(lame_duck_seconds)
     if problem:
         raise Lost(problem)
+
+
+async def _started(server: Server, stop: asyncio.Event) -> bool:
+    """Start it; False when `stop` is set before it is ready, however long the models load. Raises as Server.start."""
+    starting, stopping = asyncio.create_task(server.start()), asyncio.create_task(stop.wait())
+    try:
+        await asyncio.wait({starting, stopping}, return_when=asyncio.FIRST_COMPLETED)
+        if not starting.done():
+            return False
+        await starting
+        return True
+    finally:
+        stopping.cancel()
+        starting.cancel()
+        await asyncio.wait({starting})

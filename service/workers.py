@@ -1,17 +1,15 @@
 """Several server processes on one port: started, restarted when they die, drained together, measured as one.
 
 The kernel spreads the connections (SO_REUSEPORT). The supervisor serves no call itself; it keeps the port, starts the
-workers (this module as a program), passes signals on, and answers scrapes with their merged metrics; its page asks the
-workers through the common port. A worker gets its settings as one line of JSON on its standard input, says on its
-standard output where its own metrics are once its models are ready, and drains when its standard input ends: no worker
-outlives its supervisor.
+workers (service.worker), passes signals on, and answers scrapes with their merged metrics; its page asks the workers
+through the common port. A worker drains when its standard input ends: none outlives its supervisor.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
-import json
 import logging
 import os
 import signal
@@ -24,7 +22,8 @@ from dataclasses import dataclass
 
 from prometheus_client import Counter, Gauge
 
-from service import config, cpu, logs, tracing
+from service import addresses, cpu, process_start, tracing
+from service.child_process import ChildProcess, ReportError, ending
 from service.config import Settings
 from service.errors import StartError
 from service.heartbeat import Heartbeat
@@ -39,6 +38,7 @@ log = logging.getLogger(__name__)
 _FIRST_DELAY, _LONGEST_DELAY = 0.1, 30.0  # seconds before a restart: doubled at each death in a row
 _HEALTHY_SECONDS = 60.0  # a worker that lived so long died of something new
 _LEAVE_SECONDS = 0.5  # for threads that are at work when the process is to end
+_ENDING_SECONDS = 5.0  # for a worker to end in, beyond the time to drain
 _LOOK_SECONDS = 2.0  # so much of what a killed worker had counted may be missing in the sums
 
 
@@ -89,18 +89,21 @@ def worker_metrics(families: Families) -> tuple[Counter, Gauge]:
 
 
 class _Supervisor:
+    """Belongs to one event loop."""
+
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._stop = asyncio.Event()
         self._at_once = False
-        self._living: dict[int, asyncio.subprocess.Process] = {}  # by the worker's number
+        self._starting = asyncio.Lock()  # one worker at a time: see process_start.signals_held
+        self._living: dict[int, ChildProcess] = {}  # by the worker's number
+        self._ready: dict[int, list[str]] = {}  # what each of them serves
+        self._all_ready = asyncio.Event()
         self._metrics = MergedMetrics(exemplars=bool(os.environ.get(tracing.ENDPOINT)))
         families = Families()
         self._registry = families.registry
         self._registry.register(self._metrics)
         self._restarts, ready = worker_metrics(families)
-        self._ready: dict[int, list[str]] = {}  # what each of them serves
-        self._to_look_again: set[int] = set()  # workers that were not ready when the others were told to
         self._probes = WorkerProbes()
         ready.set_function(self._probes.ready)
 
@@ -108,119 +111,141 @@ class _Supervisor:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._on_stop)
-        loop.add_signal_handler(signal.SIGHUP, self._on_hangup)
+        # A worker that is still starting keeps the signal until it can look.
+        loop.add_signal_handler(signal.SIGHUP, lambda: self._tell(signal.SIGHUP, self._living))
+        http = self._listen(metrics_port, Heartbeat(loop))
+        tasks = [self._keep(number) for number in range(self._settings.workers)]
+        tasks += [self._announce(http.port, started), self._keep_looking()]
+        running = [asyncio.create_task(task) for task in tasks]
+        try:
+            await asyncio.gather(*running)
+        except StartError:
+            raise
+        except Exception as error:
+            log.exception("the supervisor fails")
+            raise StartError(f"the supervisor of the workers fails: {error!r}") from error
+        finally:  # a failure of one of them ends all
+            if not self._stop.is_set():
+                self._on_stop()
+            await asyncio.wait(running)
+            http.close()
+        if self._at_once:
+            raise asyncio.CancelledError
+
+    def _listen(self, metrics_port: int, heartbeat: Heartbeat) -> HttpServer:
         host = self._settings.metrics_host or self._settings.host
         page = Page(self._settings, self._settings.port) if self._settings.page else None
-        heartbeat = Heartbeat(loop)
         try:
-            http = HttpServer(
+            return HttpServer(
                 host, metrics_port, self._registry,
                 ready=lambda: self._probes.ready() > 0 and not self._stop.is_set() and heartbeat.beats(),
                 live=heartbeat.beats, page=page,
             )  # fmt: skip
         except OSError as error:
-            raise StartError(f"metrics_port: cannot listen on {host}:{metrics_port}: {error.strerror}") from None
-        looking = asyncio.create_task(self._keep_looking())
-        firsts = [loop.create_future() for _ in range(self._settings.workers)]
-        keepers = [asyncio.create_task(self._keep(number, first)) for number, first in enumerate(firsts)]
-        try:
-            await asyncio.gather(*firsts)
-            if not self._stop.is_set():
-                started(Started(self._settings.port, http.port, next(iter(self._ready.values()), [])))
-            await asyncio.gather(*keepers)
-        except StartError:
-            self._stop.set()
-            self._tell(signal.SIGTERM, self._living)
-            await asyncio.gather(*keepers, return_exceptions=True)
-            raise
-        finally:
-            looking.cancel()
-            http.close()
-        if self._at_once:
-            raise asyncio.CancelledError
+            address = addresses.joined(host, metrics_port)
+            raise StartError(f"metrics_port: cannot listen on {address}: {error.strerror}") from None
+
+    async def _announce(self, metrics_port: int, started: Callable[[Started], None]) -> None:
+        await self._all_ready.wait()
+        if not self._stop.is_set():
+            started(Started(self._settings.port, metrics_port, next(iter(self._ready.values()), [])))
 
     def _on_stop(self) -> None:
+        """Let the workers drain, and kill those that do not end in time; at the second call, let them end at once."""
         self._at_once = self._stop.is_set()
         self._stop.set()
+        self._all_ready.set()
         self._tell(signal.SIGTERM, self._living)
+        loop, drain = asyncio.get_running_loop(), self._settings.lame_duck_seconds + self._settings.drain_seconds
+        loop.call_later(_ENDING_SECONDS, lambda: self._kill(self._living.keys() - self._ready.keys()))
+        loop.call_later(_ENDING_SECONDS + (0.0 if self._at_once else drain), lambda: self._kill(self._living))
 
-    def _on_hangup(self) -> None:
-        # A process that has just been started would die of it: it is told when it is ready.
-        self._to_look_again = self._living.keys() - self._ready.keys()
-        self._tell(signal.SIGHUP, self._ready)
+    def _kill(self, numbers: Iterable[int]) -> None:
+        for number in numbers:
+            log.error("worker %d does not end: it is killed", number)
+        self._tell(signal.SIGKILL, numbers)
 
     def _tell(self, signal_number: signal.Signals, numbers: Iterable[int]) -> None:
-        for number in list(numbers):
-            worker = self._living[number]
-            if worker.returncode is None:
-                worker.send_signal(signal_number)
+        for number in numbers:
+            self._living[number].signal(signal_number)
 
-    async def _keep(self, number: int, first: asyncio.Future[None]) -> None:
-        """Keep worker `number` running until the server stops. `first` is done when it is ready for the first time."""
-        delay = _FIRST_DELAY
+    async def _keep(self, number: int) -> None:
+        """Keep worker `number` running until the server stops. Raises StartError when it does not come up at first."""
+        delay, came_up = _FIRST_DELAY, False
         while not self._stop.is_set():
             began = time.monotonic()
-            status = await self._live(number, first)
-            if not first.done():
-                if self._stop.is_set():
-                    first.set_result(None)
-                else:
-                    first.set_exception(StartError(f"worker {number} did not start: exit status {status}"))
-                return
+            reason = await self._live(number)
+            came_up = came_up or reason.was_ready
             if self._stop.is_set():
                 return
+            if not came_up:
+                raise StartError(f"worker {number} did not start: {reason.words}")
             self._restarts.inc()
             delay = _FIRST_DELAY if time.monotonic() - began > _HEALTHY_SECONDS else min(2 * delay, _LONGEST_DELAY)
-            log.error("worker %d died, exit status %d; started again in %.1f s", number, status, delay)
-            try:
+            log.error("worker %d died: %s; started again in %.1f s", number, reason.words, delay)
+            with contextlib.suppress(TimeoutError):  # of `timeout`: the delay is over
                 async with asyncio.timeout(delay):
                     await self._stop.wait()
-            except TimeoutError:
-                pass
 
-    async def _live(self, number: int, first: asyncio.Future[None]) -> int:
-        """One life of a worker, from its start to its exit status."""
-        pipe = asyncio.subprocess.PIPE
-        # A session of its own, so that Ctrl-C in a terminal reaches the supervisor alone, which passes it on.
-        worker = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", __spec__.name, stdin=pipe, stdout=pipe, start_new_session=True
-        )
-        assert worker.stdin is not None
-        assert worker.stdout is not None
+    async def _live(self, number: int) -> _End:
+        """One life of a worker, from its start to its end."""
+        try:
+            async with self._starting:
+                with process_start.signals_held():
+                    # A session of its own, so that the end of a terminal reaches the supervisor alone.
+                    worker = await ChildProcess.start("service.worker", session=True)
+        except OSError as error:
+            return _End(f"its process cannot be started: {error}")
         self._living[number] = worker
-        url = ""
+        end, url = _End(), ""
         try:
             if self._stop.is_set():
-                worker.terminate()
-            values = dataclasses.asdict(self._settings)
-            worker.stdin.write(json.dumps(values, default=str).encode() + b"\n")
-            if line := await worker.stdout.readline():
-                ready = json.loads(line)
-                url = f"http://127.0.0.1:{ready['metrics_port']}/metrics"
+                worker.signal(signal.SIGTERM)
+            worker.tell(dataclasses.asdict(self._settings))
+            while (report := await worker.report()) is not None:
+                if "error" in report:
+                    end.words = report["error"]
+                    continue
+                end.was_ready, url = True, f"http://127.0.0.1:{report['metrics_port']}/metrics"
                 self._metrics.add(url)
-                self._ready[number] = ready["models"]
-                self._probes.add(number, ready["metrics_port"])
-                if number in self._to_look_again:
-                    self._to_look_again.discard(number)
-                    self._tell(signal.SIGHUP, [number])
+                self._has_come_up(number, report["models"])
+                self._probes.add(number, report["metrics_port"])
                 log.info("worker %d is ready, process %d", number, worker.pid)
-                if not first.done():
-                    first.set_result(None)
-            return await worker.wait()
+            status = await worker.wait()
+            end.words = end.words or ending(status)
+        except ReportError as error:
+            end.words = str(error)
         finally:
+            await worker.kill()
             del self._living[number]
             self._ready.pop(number, None)
             self._probes.remove(number)
             self._metrics.remove(url)
+        return end
+
+    def _has_come_up(self, number: int, models: list[str]) -> None:
+        self._ready[number] = models
+        if len(self._ready) == self._settings.workers:
+            self._all_ready.set()
 
     async def _keep_looking(self) -> None:
-        while True:
-            await asyncio.sleep(_LOOK_SECONDS)
+        while not self._stop.is_set():
             await asyncio.to_thread(self._metrics.look)
             for number in await asyncio.to_thread(self._probes.ask):
                 if number in self._living:
                     log.error("worker %d hangs: /live has not been good for too long; it is killed", number)
                     self._tell(signal.SIGKILL, [number])
+            with contextlib.suppress(TimeoutError):  # of `timeout`: it is time to look again
+                async with asyncio.timeout(_LOOK_SECONDS):
+                    await self._stop.wait()
+
+
+@dataclass
+class _End:
+    """Why a worker ended, for people, and whether it had been ready."""
+
+    words: str = ""
+    was_ready: bool = False
 
 
 def _reserve(host: str, port: int) -> socket.socket:
@@ -238,7 +263,7 @@ def _reserve(host: str, port: int) -> socket.socket:
         shared.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         shared.bind((host, port))
     except OSError as error:
-        raise StartError(f"port: cannot listen on {host}:{port}: {error.strerror}") from None
+        raise StartError(f"port: cannot listen on {addresses.joined(host, port)}: {error.strerror}") from None
     return shared
 
 
@@ -271,31 +296,3 @@ def _end(status: int) -> None:
     logging.shutdown()
     sys.stdout.flush()
     os._exit(status)
-
-
-def main() -> int:
-    """One worker."""
-    from service import server
-    from service.serving import LoadError
-    from service.tracing import TracingError
-
-    settings = config.from_json(sys.stdin.readline())
-    logs.configure(settings.log_level, settings.log_format)
-    stop_when_input_ends()
-
-    def ready(one: server.Server) -> None:
-        models = [model.description for model in one.repository.models()]
-        print(json.dumps({"metrics_port": one.metrics_port, "models": models}), flush=True)  # noqa: T201
-
-    try:
-        server.serve(settings, ready)
-    except (LoadError, StartError, TracingError, config.ConfigError) as error:
-        log.error("%s", error)
-        return 1
-    except asyncio.CancelledError:
-        return 1
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(leave(main()))
