@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -82,6 +83,9 @@ class Recipe:
         for holds, field, wanted in checks:
             if not holds:
                 raise TrainingError(f"recipe: {field} must be {wanted}, is {getattr(self, field)}")
+        for field, value in vars(self).items():
+            if isinstance(value, float) and not math.isfinite(value):
+                raise TrainingError(f"recipe: {field} must be a finite number, is {value}")
 
 
 def to_record(recipe: Recipe) -> dict[str, Any]:

@@ -124,6 +124,8 @@ def test_a_wrong_flag_is_named(arguments: str, message: str, capsys: pytest.Capt
         ("--data empty --epochs 0", "recipe: epochs must be at least 1, is 0"),
         ("--data empty --image-shape 4x4x3", "recipe: image_shape must be at least 8x8"),
         ("--data empty --learning-rate nan", "recipe: learning_rate must be above 0, is nan"),
+        ("--data empty --learning-rate 1e400", "recipe: learning_rate must be a finite number, is inf"),
+        ("--data empty --warm-up=-inf", "recipe: warm_up must be a finite number, is -inf"),
     ],
 )
 def test_what_is_given_wrongly_is_one_line_and_exit_code_2(
