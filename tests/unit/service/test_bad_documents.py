@@ -9,18 +9,15 @@ import subprocess
 import sys
 from pathlib import Path
 
-import hypothesis
-
 from tests.integration.server_process import ENVIRONMENT
 
 ROOT = Path(__file__).resolve().parents[3]
 
 
 def test_whatever_is_read_from_outside_is_taken_or_refused_with_its_place() -> None:
-    profile = hypothesis.settings.get_current_profile_name()  # that of this run
     tests = Path(__file__).with_name("bad_documents.py")
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--hypothesis-profile", profile, tests],
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", tests],
         cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, timeout=280,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout[-3000:]
