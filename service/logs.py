@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import random
-import sys
+import traceback
 from datetime import UTC, datetime
-from typing import Any, TextIO
+from typing import Any
+
+from service.line_writer import LineWriter, standard
 
 access = logging.getLogger("service.access")
 
@@ -42,13 +45,54 @@ class TextFormatter(logging.Formatter):
         return super().formatMessage(record)
 
 
-def configure(level: str, style: str, stream: TextIO = sys.stderr) -> None:
-    """Log to `stream`. `style` is text, json, or auto: text when `stream` is a terminal."""
-    handler = logging.StreamHandler(stream)
+class LogHandler(logging.Handler):
+    """Formats a line where it is logged, and leaves the writing to a thread: a log that nobody reads stops nothing."""
+
+    def __init__(self, descriptor: int) -> None:
+        super().__init__()
+        self.writer = LineWriter(descriptor, self._notice)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            line = self.format(record)
+        except Exception:  # a line of ours that does not fit its own arguments
+            line = traceback.format_exc()
+        self.writer.put(line)
+
+    def flush(self) -> None:
+        """Wait for the reader, for a second at most. `logging` calls this when the process ends."""
+        self.writer.flush()
+
+    def _notice(self, dropped: int) -> str:
+        fields = {"name": __name__, "levelname": "WARNING", "levelno": logging.WARNING, "dropped": dropped}
+        message = "lines of the log were dropped: they came faster than they were read, or could not be written"
+        return self.format(logging.makeLogRecord({**fields, "msg": message}))
+
+
+def configure(level: str, style: str) -> None:
+    """Log to standard error. `style` is text, json, or auto: text where that is a terminal."""
+    descriptor = standard(2)
+    handler = LogHandler(descriptor)
     handler.addFilter(_is_no_farewell)
-    as_text = style == "text" or (style == "auto" and stream.isatty())
+    as_text = style == "text" or (style == "auto" and os.isatty(descriptor))
     handler.setFormatter(TextFormatter() if as_text else JsonFormatter())
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
+    logging.captureWarnings(True)
+
+
+def say(line: str) -> None:
+    """Put a line among those of the log as it is; for the reason why a server does not start."""
+    for handler in _handlers():
+        handler.writer.put(line)
+
+
+def dropped() -> int:
+    """Lines that were not written, since the process began."""
+    return sum(handler.writer.dropped for handler in _handlers())
+
+
+def _handlers() -> list[LogHandler]:
+    return [handler for handler in logging.getLogger().handlers if isinstance(handler, LogHandler)]
 
 
 def _is_no_farewell(record: logging.LogRecord) -> bool:

@@ -24,7 +24,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.registry import Collector
 from prometheus_client.samples import Sample
 
-from service.metrics import KEPT_SECONDS
+from service.metrics import KEPT_SECONDS, dropped_lines
 
 _TIMEOUT = 2.0  # seconds, for a worker's page
 _SUMMED = frozenset({"counter", "histogram", "summary"})
@@ -82,7 +82,7 @@ class MergedMetrics(Collector):
     def collect(self) -> Iterable[Metric]:
         self.look()
         with self._lock:
-            return merge([self._past, *self._seen.values()])
+            return merge([self._past, *self._seen.values(), [dropped_lines()]])
 
     def _forget_versions(self) -> None:
         pages = [self._past, *self._seen.values()]

@@ -16,6 +16,7 @@ from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamil
 from prometheus_client.platform_collector import PlatformCollector
 from prometheus_client.process_collector import ProcessCollector
 
+from service import logs
 from service.gpu import Gpus
 from service.metric_families import Families
 from service.tallies import CONFIDENCES, Predictions
@@ -23,6 +24,10 @@ from service.version_metrics import FAILURES, VERSION, VersionFamilies, VersionM
 
 # How long the series of a version stay after it has left the repository: many times what lies between two scrapes.
 KEPT_SECONDS = 600.0
+_DROPPED_LINES = (
+    "cifarserve_log_lines_dropped",
+    "Lines of the log that came faster than they were read, or could not be written.",
+)
 _OF_GPUS = (
     ("utilization_ratio", "Share of the time in which a GPU ran anything", Gpus.utilization),
     ("memory_used_bytes", "Memory of a GPU that is taken, by whomever", Gpus.memory_used),
@@ -49,6 +54,7 @@ class Metrics:
             GaugeMetricFamily, "cifarserve_certificate_expiry_timestamp_seconds",
             "When the server's certificate ends, in Unix time; absent without TLS.", fill=self._fill_certificate,
         )  # fmt: skip
+        self.families.at_scrape(CounterMetricFamily, *_DROPPED_LINES, fill=_fill_dropped)
         self._loop: asyncio.AbstractEventLoop | None = None
         self.families.at_scrape(
             GaugeMetricFamily, "cifarserve_event_loop_tasks",
@@ -141,3 +147,14 @@ class Metrics:
         for key, predictions in list(self._predictions.items()):
             counts, total = predictions.by_confidence()
             family.add_metric(key, list(zip(bounds, counts, strict=True)), total)
+
+
+def dropped_lines() -> CounterMetricFamily:
+    """What this process did not log, for a page that has no Metrics."""
+    family = CounterMetricFamily(*_DROPPED_LINES, labels=())
+    _fill_dropped(family)
+    return family
+
+
+def _fill_dropped(family: CounterMetricFamily) -> None:
+    family.add_metric((), logs.dropped())

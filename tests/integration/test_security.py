@@ -86,7 +86,7 @@ def test_a_renewed_certificate_is_taken_up_and_a_broken_one_is_not(models: Path,
         key.write_bytes(first.key_pem)  # which does not belong to the certificate
         assert code_of(options, server) is None
         assert peer_certificate(server).strip() == second.pem.strip()
-        assert "what was read before stays" in (tmp_path / "log").read_text()
+        until(lambda: "what was read before stays" in (tmp_path / "log").read_text())
 
         ca = tmp_path / "ca.pem"
         ca.write_bytes(authority.pem)
@@ -256,7 +256,7 @@ def test_who_says_insecure_is_warned_and_served(models: Path, tmp_path: Path) ->
         assert server.metrics_url.startswith("http://127.0.0.1:")
         server.target = server.target.replace("0.0.0.0", "127.0.0.1")
         assert code_of(Options(), server) is None
-        assert "can be reached from other machines" in server.log.read_text()
+        until(lambda: "can be reached from other machines" in server.log.read_text())
 
 
 def test_probes_over_http(models: Path, tmp_path: Path) -> None:
