@@ -118,3 +118,13 @@ def test_a_refusal_that_a_method_raises_is_answered_and_counts_if_it_was_a_reque
 
     metrics = ran(path, refusing, pb.ClassifyRequest, calls)
     assert counted(metrics, "INVALID_ARGUMENT") == counts
+
+
+def test_a_call_that_is_refused_for_its_token_counts_if_it_was_a_request_for_inference() -> None:
+    metrics = Metrics()
+    calls = CallMetrics(metrics.families, metrics.unknown)
+    handler = grpc.unary_unary_rpc_method_handler(refusing)
+    calls.refused(CHECK, handler, grpc.StatusCode.UNAUTHENTICATED)
+    assert counted(metrics, "UNAUTHENTICATED") == 0
+    calls.refused(CLASSIFY, handler, grpc.StatusCode.UNAUTHENTICATED)
+    assert counted(metrics, "UNAUTHENTICATED") == 1
