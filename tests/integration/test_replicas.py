@@ -100,7 +100,7 @@ def replica(hosts: Hosts, number: int, models: Path, folder: Path) -> Iterator[S
     flags = ("--host", "0.0.0.0", "--insecure", "--lame-duck-seconds", 1, "--max-connection-age-seconds", 1)
     prefix = ("ip", "netns", "exec", hosts.add(number))
     with serving(models, folder / f"log{number}", *flags, port=PORT, prefix=prefix) as server:
-        server.metrics_url = server.metrics_url.replace("0.0.0.0", f"{NETWORK}.{number}")
+        server.metrics_url = server.metrics_url.replace("127.0.0.1", f"{NETWORK}.{number}")
         yield server
 
 
