@@ -25,14 +25,9 @@ class Computed:
 
     outputs: Outputs
     bad: Sequence[int]  # the rows with a probability that is not finite
+    finite: Floats  # the probabilities without those rows
     began: float
     seconds: float
-
-    @property
-    def finite(self) -> Floats:
-        """The probabilities without the bad rows."""
-        probabilities = self.outputs.probabilities
-        return np.delete(probabilities, self.bad, axis=0) if self.bad else probabilities
 
 
 def checked(outputs: Outputs, batch: Sequence[Part], began: float, seconds: float) -> Computed:
@@ -47,11 +42,11 @@ def checked(outputs: Outputs, batch: Sequence[Part], began: float, seconds: floa
             f"the engine gave probabilities {probabilities.shape} and logits {logits.shape} for {images} images"
         )
     if _all_finite(probabilities):
-        return Computed(outputs, (), began, seconds)
+        return Computed(outputs, (), probabilities, began, seconds)
     bad = np.flatnonzero(~np.isfinite(probabilities).all(axis=1)).tolist()
     if len(bad) == images:
         raise EngineError(_NOT_FINITE)
-    return Computed(outputs, bad, began, seconds)
+    return Computed(outputs, bad, np.delete(probabilities, bad, axis=0), began, seconds)
 
 
 def _all_finite(values: Floats) -> bool:

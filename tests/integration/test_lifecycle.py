@@ -528,7 +528,8 @@ def test_two_models_are_served_side_by_side(models: Path, tmp_path: Path) -> Non
             assert answer.best.probability == pytest.approx(colour_model.expected(image, scale).max(), abs=1e-5)
         with pytest.raises(ClientError) as caught:
             client.classify(list(image))
-        assert caught.value.code is grpc.StatusCode.NOT_FOUND
+        assert caught.value.code is grpc.StatusCode.INVALID_ARGUMENT
+        assert "several are served: colours, other" in caught.value.fields["model"]
 
 
 def test_an_unloaded_model_leaves_no_memory_taken(tmp_path: Path) -> None:
